@@ -1,0 +1,1 @@
+"""Metrics, label quality, pictures and reports."""

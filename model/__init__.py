@@ -1,0 +1,1 @@
+"""The network and the renderer; imports only geometry."""

@@ -1,0 +1,1 @@
+"""Raw driving logs to cached cues: readers, cue extractors, and the flows that run them."""

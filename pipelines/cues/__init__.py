@@ -1,0 +1,1 @@
+"""One cue extractor per file."""

@@ -1,0 +1,1 @@
+"""One reader per data set; records.py is what every reader yields."""

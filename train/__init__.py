@@ -1,0 +1,1 @@
+"""Data, losses, schedule, loop and checkpoints; reads nothing but the store."""
