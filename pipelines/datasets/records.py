@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 
+from geometry.grid import VoxelGrid
+
 
 @dataclass(frozen=True)
 class CameraImage:
@@ -79,12 +81,20 @@ class Scene:
 class Log(Protocol):
     """A data set on disk. Readers are lazy: listing reads tables only, pixels and points are read on request.
 
-    `notes` collects one line per kind of thing that is missing or was skipped, for the user.
+    `classes` are the movable classes of masks; `occupancy_classes` those of the truth (free is the index after the
+    last, 255 unknown), whose voxels are `occupancy_grid` in the ego frame at LiDAR time. `notes` collects one line per kind of thing that is missing or was skipped, for the user.
     """
 
     dataset: str
-    cameras: Sequence[str]
+
+    @property
+    def cameras(self) -> Sequence[str]:
+        """Channels in the store's order, index c."""
+        ...
+
     classes: Sequence[str]
+    occupancy_classes: Sequence[str]
+    occupancy_grid: VoxelGrid
     notes: list[str]
 
     def scene_names(self, split: str | None = None) -> list[str]:

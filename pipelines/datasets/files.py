@@ -1,0 +1,143 @@
+"""Reads images, LiDAR sweeps and label files of raw logs, and turns every kind of damage into a DataError."""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float, UInt8
+
+from geometry.cameras import check_intrinsics
+from geometry.transforms import check_rigid
+from pipelines.datasets.records import CameraImage, DataError
+
+GET_IT_AGAIN = "restore this file from the data set's archive, or leave its frame out"
+
+
+def file_size(path: Path, what: str) -> int:
+    """Bytes of an existing, non-empty file; raises DataError naming `path` and `what` it should hold."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: {what} is missing ({error.strerror}); {GET_IT_AGAIN}") from error
+    if size == 0:
+        raise DataError(f"{path}: {what} is empty (0 bytes); {GET_IT_AGAIN}")
+    return size
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from an image file's header, without reading its pixels. Raises DataError."""
+    from PIL import Image, UnidentifiedImageError
+
+    size = file_size(path, "image")
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise DataError(f"{path}: not an image ({size} bytes: {error}); {GET_IT_AGAIN}") from error
+
+
+def read_image(path: Path, expected: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB pixels of a JPEG or PNG file.
+
+    PIL, because OpenCV fills what a truncated file lacks with grey and reports nothing.
+
+    Args:
+        path: the file.
+        expected: (height, width) that the calibration was made for, checked when given.
+
+    Raises:
+        DataError: missing, empty, truncated or undecodable file, or another size than `expected`.
+    """
+    from PIL import Image, ImageFile, UnidentifiedImageError
+
+    size = file_size(path, "image")
+    # A process-wide switch that other libraries turn on; with it PIL greys like OpenCV. Not restored: threads share it.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: truncated or damaged image ({size} bytes: {error}); {GET_IT_AGAIN}") from error
+    if expected is not None and pixels.shape[:2] != expected:
+        height, width = pixels.shape[:2]
+        raise DataError(
+            f"{path}: image of {width}x{height}, but its calibration is for {expected[1]}x{expected[0]}; "
+            "restore the original image (K would not fit a resized one)"
+        )
+    return pixels
+
+
+def load_image(image: CameraImage) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB pixels of a record, checked against the size its calibration is for. Raises DataError."""
+    return read_image(image.path, (image.height, image.width))
+
+
+def read_lidar_file(path: Path, columns: int) -> Float[np.ndarray, "n 4"]:
+    """x y z intensity, float32, metres in the sensor's frame, of a raw float32 file with `columns` values per point.
+
+    Points with a non-finite coordinate are dropped.
+
+    Raises:
+        DataError: missing or empty file, or one that ends inside a point.
+    """
+    size = file_size(path, "LiDAR sweep")
+    row = 4 * columns
+    if size % row:
+        raise DataError(
+            f"{path}: truncated LiDAR file: {size} bytes are not a whole number of points "
+            f"({columns} float32 = {row} bytes each); {GET_IT_AGAIN}"
+        )
+    points = np.fromfile(path, dtype="<f4").reshape(-1, columns)[:, :4]
+    return np.ascontiguousarray(points[np.isfinite(points[:, :3]).all(axis=1)], dtype=np.float32)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray] | None:
+    """All arrays of an .npz file, None where there is no such file. Raises DataError for a damaged one."""
+    if not path.exists():
+        return None
+    size = file_size(path, "label file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged label file ({size} bytes: {error}); {GET_IT_AGAIN}") from error
+
+
+def checked_intrinsics(where: str, K: npt.ArrayLike) -> Float[np.ndarray, "3 3"]:
+    """K as float64 with pixel centres moved from whole numbers to +0.5; DataError for a singular one.
+
+    Data sets calibrated with OpenCV (nuScenes, KITTI) call the centre of the first pixel (0, 0); here it is
+    (0.5, 0.5), so both principal-point coordinates grow by half a pixel.
+    """
+    matrix = np.array(K, dtype=np.float64)
+    try:
+        check_intrinsics(where, matrix)
+    except ValueError as error:
+        raise DataError(f"{error}; repair the calibration or leave this camera out") from error
+    matrix[0, 2] += 0.5
+    matrix[1, 2] += 0.5
+    return matrix
+
+
+def checked_pose(where: str, dst_from_src: np.ndarray) -> Float[np.ndarray, "4 4"]:
+    """The same rigid transform; DataError naming `where` when it is not finite or not rigid."""
+    try:
+        check_rigid(where, dst_from_src)
+    except ValueError as error:
+        raise DataError(f"{error}; repair this pose or leave its frame out") from error
+    return dst_from_src
+
+
+def check_increasing(where: str, tokens: Sequence[str], timestamps: npt.ArrayLike, unit: str = "us") -> None:
+    """Raise a DataError naming the first pair of `tokens` whose timestamps do not strictly increase."""
+    times = np.asarray(timestamps)
+    wrong = np.flatnonzero(np.diff(times) <= 0)
+    if wrong.size:
+        i = int(wrong[0])
+        raise DataError(
+            f"{where}: timestamps must increase, but {tokens[i]} has {times[i]} {unit} and {tokens[i + 1]}, "
+            f"which follows it, has {times[i + 1]} {unit} ({wrong.size} such pairs); repair or leave out these frames"
+        )
