@@ -1,0 +1,1 @@
+"""The training losses (eqs. 8-12, 15), each a plain function of tensors."""
