@@ -1,8 +1,10 @@
 """The contract between cue extractors and the code that runs them."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,15 +19,15 @@ class ImageSizes:
 
     network: tuple[int, int]
     render: tuple[int, int]
-    keep: str = "bottom"
+    keep: Literal["bottom", "centre"] = "bottom"
 
     def transform(self, image: CameraImage) -> ImageTransform:
         """Raw image to network image."""
-        return ImageTransform.fit((image.height, image.width), self.network, keep=self.keep)  # type: ignore[arg-type]
+        return ImageTransform.fit((image.height, image.width), self.network, keep=self.keep)
 
     def render_transform(self, image: CameraImage) -> ImageTransform:
         """Raw image to render image."""
-        return ImageTransform.fit((image.height, image.width), self.render, keep=self.keep)  # type: ignore[arg-type]
+        return ImageTransform.fit((image.height, image.width), self.render, keep=self.keep)
 
 
 @dataclass
@@ -75,10 +77,15 @@ class CueBlock:
 class CueExtractor(Protocol):
     """One cue. Instances are cheap to build and picklable; models are loaded on first use."""
 
-    name: str
-    """The cue's name in the store, a key of storage.schema.CUES."""
-    needs: tuple[str, ...]
-    """Cues of the same block that must be committed first."""
+    @property
+    def name(self) -> str:
+        """The cue's name in the store, a key of storage.schema.CUES."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Cues of the same block that must be committed first."""
+        ...
 
     def config_digest(self) -> str:
         """Hex digest of everything that changes the output: parameters, algorithm version, weights."""
@@ -91,3 +98,9 @@ class CueExtractor(Protocol):
     def extract(self, context: BlockContext) -> CueBlock:
         """Label one block."""
         ...
+
+
+def parameters_digest(extractor: Any, version: int) -> str:
+    """`config_digest` of an extractor that is a dataclass of plain values: its class, algorithm version and fields."""
+    described = {"class": type(extractor).__name__, "version": version, **asdict(extractor)}
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
