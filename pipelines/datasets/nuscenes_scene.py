@@ -101,9 +101,7 @@ class SceneBuilder:
             )
         listed = self.row.listed_samples
         if len(keys) < listed:
-            self.notes.append(
-                f"{self.name}: {len(keys)} of the {listed} keyframes that the scene table counts are here"
-            )
+            self.notes.append(f"{self.name}: {len(keys)} of the {listed} keyframes that scene.json counts are here")
         if len(keys) == 1:
             self.notes.append(f"{self.name}: a single keyframe: nothing that needs a neighbour frame can be made")
 

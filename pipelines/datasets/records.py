@@ -82,7 +82,8 @@ class Log(Protocol):
     """A data set on disk. Readers are lazy: listing reads tables only, pixels and points are read on request.
 
     `classes` are the movable classes of masks; `occupancy_classes` those of the truth (free is the index after the
-    last, 255 unknown), whose voxels are `occupancy_grid` in the ego frame at LiDAR time. `notes` collects one line per kind of thing that is missing or was skipped, for the user.
+    last, 255 unknown), whose voxels are `occupancy_grid` in the ego frame at LiDAR time. `notes` collects
+    one line per kind of thing that is missing or was skipped, for the user.
     """
 
     dataset: str
