@@ -1,0 +1,164 @@
+"""Every number of the network and the renderer, so that sizes differ by configuration and never by code."""
+
+from typing import Literal, Self
+
+from geometry.grid import KITTI_GRID, NUSCENES_GRID, VoxelGrid
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+FusionKind = Literal["none", "concat", "bev_pool_forward", "bev_pool_bfam", "full"]
+AlphaForm = Literal["consecutive", "gradient"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GridConfig(_Section):
+    """Extent and output voxel of the fields, metres, ego frame at the current keyframe."""
+
+    lower: tuple[float, float, float] = NUSCENES_GRID.lower
+    upper: tuple[float, float, float] = NUSCENES_GRID.upper
+    voxel: PositiveFloat = 0.4
+
+    def build(self) -> VoxelGrid:
+        """The output grid; a ValueError says so where the extent is not a whole number of voxels."""
+        return VoxelGrid.from_voxel_size(self.lower, self.upper, self.voxel)
+
+
+class BackboneConfig(_Section):
+    """ConvNeXt; the defaults are ConvNeXt-Base."""
+
+    depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 3, 27, 3)
+    dims: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (128, 256, 512, 1024)
+    drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
+    layer_scale: PositiveFloat = 1e-6
+    """Initial LayerScale. 1e-6 is the published value; a small network trained from scratch in minutes wants about
+    0.1 to 1, or its blocks stay the identity."""
+
+
+class TPVConfig(_Section):
+    """Tri-perspective-view encoder (eqs. 2-3)."""
+
+    factor: PositiveInt = 2
+    """TPV cell edge in output voxels; also the factor of the deconvolution after the refine module."""
+    dim: PositiveInt = 192
+    ffn_dim: PositiveInt = 384
+    heads: PositiveInt = 6
+    layers: PositiveInt = 4
+    self_points: PositiveInt = 12
+    """Points per query, head and plane in cross-view hybrid attention."""
+    own_plane: bool = True
+    """Whether hybrid attention reads the query's own plane too. Eq. 3 as printed reads only the two others."""
+    ground_anchors: PositiveInt = 8
+    """Anchors along z in each pillar over the ground plane; one sampling point per anchor, level and head."""
+    side_anchors: PositiveInt = 48
+    """Anchors along the normal of each of the two vertical planes."""
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"tpv.dim {self.dim} is not a multiple of tpv.heads {self.heads}")
+        return self
+
+
+class FusionConfig(_Section):
+    """Temporal fusion (eqs. 4-6, Algorithm 1) and the other rows of Table 4."""
+
+    kind: FusionKind = "full"
+    history: int = Field(default=2, ge=0)
+    """Previous keyframes in the queue. Fewer at run time are accepted (the steps of the missing ones are left out)."""
+    heads: PositiveInt = 6
+    points: PositiveInt = 8
+
+
+class RefineConfig(_Section):
+    """Residual 3D convolutions, 3D feature pyramid and deconvolution."""
+
+    channels: PositiveInt = 96
+    multipliers: tuple[PositiveInt, ...] = (1, 2, 4)
+    blocks: tuple[PositiveInt, ...] = (1, 2, 4)
+    strides: tuple[PositiveInt, ...] = (1, 2, 2)
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if not len(self.multipliers) == len(self.blocks) == len(self.strides) >= 1:
+            raise ValueError(
+                "refine.multipliers, refine.blocks and refine.strides must be as long as each other, got "
+                f"{self.multipliers}, {self.blocks}, {self.strides}"
+            )
+        return self
+
+
+class HeadConfig(_Section):
+    """The two decoders (eq. 7) and the state they start from."""
+
+    hidden: PositiveInt = 96
+    sdf_init: Literal["free", "ground"] = "free"
+    """"free": the field starts at `sdf_bias` metres everywhere, so that an untrained network claims nothing.
+    "ground": it starts as the signed distance to the plane z = `ground_height`, which already scores as a flat ground:
+    an untrained network is then no baseline."""
+    sdf_bias: float = 1.0
+    ground_height: float = 0.0
+    flow_init_std: PositiveFloat = 0.01
+    """Standard deviation of the flow decoder's last layer. Flow starts near zero, but not so near that it stays there:
+    1e-3 was seen to."""
+
+
+class RenderConfig(_Section):
+    """Ray sampling and opacity (eqs. 13-14)."""
+
+    samples: PositiveInt = 256
+    alpha: AlphaForm = "consecutive"
+    temperature_v: float = 0.1
+    """inv_s = exp(10 v), per metre."""
+    anneal_steps: int = Field(default=5000, ge=0)
+    """Steps over which the `gradient` form takes the cosine in."""
+
+
+class ModelConfig(_Section):
+    """The whole network. The defaults are the paper's nuScenes model."""
+
+    grid: GridConfig = GridConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    fpn_dim: PositiveInt = 192
+    tpv: TPVConfig = TPVConfig()
+    fusion: FusionConfig = FusionConfig()
+    refine: RefineConfig = RefineConfig()
+    heads: HeadConfig = HeadConfig()
+    render: RenderConfig = RenderConfig()
+    occupancy_threshold: float = 0.1
+    """Occupied where sdf <= this many metres."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.grid.build().coarsen(self.tpv.factor)
+        if self.fusion.kind not in ("none", "concat") and self.tpv.dim % self.fusion.heads:
+            raise ValueError(f"tpv.dim {self.tpv.dim} is not a multiple of fusion.heads {self.fusion.heads}")
+        return self
+
+    @classmethod
+    def nuscenes(cls) -> Self:
+        """Paper size on nuScenes: ConvNeXt-Base, 0.8 m TPV cells, 0.4 m output."""
+        return cls()
+
+    @classmethod
+    def semantic_kitti(cls) -> Self:
+        """Paper size on SemanticKITTI and KITTI-MOT: 0.4 m TPV cells, 0.2 m output, the volume in front of the car."""
+        return cls(grid=GridConfig(lower=KITTI_GRID.lower, upper=KITTI_GRID.upper, voxel=0.2))
+
+    @classmethod
+    def demo(cls) -> Self:
+        """The same network at a size that trains in minutes on two CPU cores: nuScenes extent, 0.8 m output."""
+        return cls(
+            grid=GridConfig(voxel=0.8),
+            backbone=BackboneConfig(depths=(1, 1, 2, 1), dims=(24, 48, 64, 96), layer_scale=1.0),
+            fpn_dim=32,
+            tpv=TPVConfig(
+                dim=32, ffn_dim=64, heads=2, layers=2, self_points=4, ground_anchors=4, side_anchors=8, dropout=0.0
+            ),
+            fusion=FusionConfig(heads=2, points=4),
+            refine=RefineConfig(channels=24),
+            heads=HeadConfig(hidden=32),
+            render=RenderConfig(samples=96, alpha="gradient", anneal_steps=500),
+        )

@@ -1,0 +1,86 @@
+"""The whole network: from a queue of multi-camera keyframes to the fields of geometry and motion (eq. 1)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.backbone import ConvNeXt
+from model.config import ModelConfig
+from model.fields import Fields, FrameInput
+from model.fpn import FeaturePyramid
+from model.fusion import TemporalFusion
+from model.heads import FlowHead, SDFHead
+from model.refine import Refine
+from model.render import Renderer
+from model.tpv import TPVEncoder
+from model.visibility import CameraRig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+__all__ = ["Fields", "FrameInput", "OccFlow"]
+
+
+class OccFlow(nn.Module):
+    """Occupancy (as a signed distance field) and occupancy flow from cameras alone."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = config.grid.build()
+        cells = self.grid.coarsen(config.tpv.factor)
+        self.backbone = ConvNeXt(config.backbone)
+        self.pyramid = FeaturePyramid(config.backbone.dims, config.fpn_dim)
+        self.tpv = TPVEncoder(config.tpv, cells, config.fpn_dim)
+        self.fusion = TemporalFusion(config.fusion, config.tpv.dim, cells)
+        self.refine = Refine(config.refine, config.tpv.dim, config.tpv.factor)
+        self.sdf_head = SDFHead(config.heads, config.refine.channels, self.grid)
+        self.flow_head = FlowHead(config.heads, config.refine.channels)
+        self.renderer = Renderer(config.render)
+        self.register_buffer("image_mean", torch.tensor(IMAGENET_MEAN, device="cpu")[:, None, None], persistent=False)
+        self.register_buffer("image_std", torch.tensor(IMAGENET_STD, device="cpu")[:, None, None], persistent=False)
+
+    def forward(self, frames: FrameInput) -> Fields:
+        """Fields at the current keyframe, in its ego frame.
+
+        A volume is lifted from each keyframe's cameras; the past volumes are aligned to the current ego frame and
+        fused with the current one; the result is refined, brought to the output voxels and decoded.
+        """
+        volumes = self.lift_queue(frames)
+        fused = self.fusion(volumes, frames.current_from_ref)
+        refined = self.refine(fused)
+        return Fields(sdf=self.sdf_head(refined), flow=self.flow_head(refined), grid=self.grid)
+
+    def lift_queue(self, frames: FrameInput) -> list[Float[Tensor, "b x y z dim"]]:
+        """A volume per keyframe, oldest first, each in its own ego frame; the past ones carry no gradient."""
+        queue = frames.images.shape[1]
+        first = 0 if self.config.fusion.kind != "none" else queue - 1
+        past: list[Tensor] = []
+        if queue - first > 1:
+            with torch.no_grad():
+                together = self.lift(_keyframes(frames, first, queue - 1))
+                past = list(together.unflatten(0, (-1, queue - 1 - first)).unbind(dim=1))
+        return [*past, self.lift(_keyframes(frames, queue - 1, queue))]
+
+    def lift(self, frames: FrameInput) -> Float[Tensor, "n x y z dim"]:
+        """Volumes of all keyframes of all samples, n = batch x queue: backbone, pyramid, TPV encoder."""
+        valid = frames.camera_valid.flatten(0, 1)
+        images = self.normalise(frames.images.flatten(0, 1), valid)
+        rig = CameraRig.build(
+            frames.K.flatten(0, 1), frames.ref_from_cam.flatten(0, 1), valid, (images.shape[-2], images.shape[-1])
+        )
+        levels = self.pyramid(self.backbone(images.flatten(0, 1)))
+        return self.tpv(levels, rig)
+
+    def normalise(self, images: Tensor, valid: Tensor) -> Float[Tensor, "n cams 3 h w"]:
+        """Images (n, cams, 3, H, W) to zero mean and unit deviation (ImageNet's); missing cameras become zero."""
+        scaled = images.to(self.image_mean.dtype)
+        if not images.is_floating_point():
+            scaled = scaled / 255
+        normalised = (scaled - self.image_mean) / self.image_std
+        return torch.where(valid[:, :, None, None, None], normalised, torch.zeros_like(normalised))
+
+
+def _keyframes(frames: FrameInput, start: int, stop: int) -> FrameInput:
+    """The keyframes start..stop of every queue."""
+    return FrameInput(*(entry[:, start:stop] for entry in frames))

@@ -1,0 +1,185 @@
+"""The TPV encoder: learned plane queries gather multi-camera, multi-scale image features into a volume (eqs. 2-3)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from geometry.grid import VoxelGrid
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.attention import deformable_attention, init_offsets, init_projection, masked_softmax
+from model.backbone import STRIDES
+from model.config import TPVConfig
+from model.planes import hybrid_references, pillars, plane_shape, to_map, to_volume
+from model.visibility import CameraRig, Visibility, see_pillars
+
+
+class HybridAttention(nn.Module):
+    """Cross-view hybrid attention: each query reads its own plane and the two others, at learned offsets (eq. 3)."""
+
+    def __init__(self, config: TPVConfig, grid: VoxelGrid) -> None:
+        super().__init__()
+        self.heads, self.points = config.heads, config.self_points
+        self.first = 0 if config.own_plane else 1
+        self.shapes = [plane_shape(grid, plane) for plane in range(3)]
+        maps = 3 - self.first
+        self.value = nn.Linear(config.dim, config.dim)
+        self.offsets = nn.Linear(config.dim, self.heads * maps * self.points * 2)
+        self.logits = nn.Linear(config.dim, self.heads * maps * self.points)
+        self.output = nn.Linear(config.dim, config.dim)
+        for plane in range(3):
+            references = hybrid_references(grid, plane, self.points)[:, self.first :]
+            self.register_buffer(f"references_{plane}", references, persistent=False)
+        init_offsets(self.offsets, self.heads, maps, self.points)
+        nn.init.zeros_(self.logits.weight)
+        nn.init.zeros_(self.logits.bias)
+        init_projection(self.value)
+        init_projection(self.output)
+
+    def forward(self, planes: list[Float[Tensor, "b _queries dim"]]) -> list[Float[Tensor, "b _queries dim"]]:
+        """The update (without residual) of each plane's queries."""
+        maps = [to_map(self.value(tokens), shape) for tokens, shape in zip(planes, self.shapes, strict=True)]
+        return [self._one_plane(plane, tokens, maps) for plane, tokens in enumerate(planes)]
+
+    def _one_plane(
+        self, plane: int, tokens: Float[Tensor, "b queries dim"], maps: list[Float[Tensor, "b dim _h _w"]]
+    ) -> Float[Tensor, "b queries dim"]:
+        order = [(plane + step) % 3 for step in range(self.first, 3)]
+        sizes = tokens.new_tensor([self.shapes[other][::-1] for other in order])
+        split = {"h": self.heads, "l": len(order), "p": self.points}
+        offsets = rearrange(self.offsets(tokens), "b q (h l p xy) -> b q h l p xy", xy=2, **split)
+        logits = self.logits(tokens).unflatten(-1, (self.heads, -1))
+        weights = torch.softmax(logits, dim=-1).unflatten(-1, (len(order), self.points))
+        references = getattr(self, f"references_{plane}")
+        locations = references[:, None] + offsets / sizes[:, None]
+        return self.output(deformable_attention([maps[other] for other in order], locations, weights))
+
+
+class ImageFeatures(NamedTuple):
+    """Multi-scale features of n frames x cameras with what is needed to find a pixel in them."""
+
+    levels: list[Tensor]
+    """(views, dim, h, w) per level."""
+    cells_per_pixel: Float[Tensor, "levels 2"]
+    sizes: Float[Tensor, "levels 2"]
+    """(width, height) in cells."""
+
+    @classmethod
+    def build(cls, levels: list[Float[Tensor, "views dim _h _w"]], strides: Sequence[int]) -> "ImageFeatures":
+        """A level may reach past the image: 176 px at stride 32 are 6 cells, 192 px."""
+        like = levels[0]
+        cells = like.new_tensor([[1.0 / stride] * 2 for stride in strides])
+        return cls(levels, cells, like.new_tensor([[level.shape[-1], level.shape[-2]] for level in levels]))
+
+
+class ImageAttention(nn.Module):
+    """Deformable cross-attention of one plane's queries into the images, at the projected anchors of their pillars.
+
+    An anchor behind or outside a camera gets no weight there. A query's result is the mean over the cameras that see
+    at least one of its anchors, and zero if none does.
+    """
+
+    def __init__(self, config: TPVConfig, anchors: int, levels: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.anchors = config.heads, levels, anchors
+        self.offsets = nn.Linear(config.dim, self.heads * levels * anchors * 2)
+        self.logits = nn.Linear(config.dim, self.heads * levels * anchors)
+        self.output = nn.Linear(config.dim, config.dim)
+        init_offsets(self.offsets, self.heads, levels, anchors, reach=0.5, spread=False)
+        nn.init.zeros_(self.logits.weight)
+        nn.init.zeros_(self.logits.bias)
+        init_projection(self.output)
+
+    def forward(
+        self, tokens: Float[Tensor, "n queries dim"], features: ImageFeatures, sight: Visibility
+    ) -> Float[Tensor, "n queries dim"]:
+        """The update (without residual) from values already projected to the attention's width."""
+        frames, queries, dim = tokens.shape
+        views, rows = sight.index.shape
+        cams = views // frames
+        offsets = self._rows(self.offsets(tokens), sight, cams)
+        logits = self._rows(self.logits(tokens), sight, cams)
+        offsets = rearrange(offsets, "v r (h l a xy) -> v r h l a xy", h=self.heads, l=self.levels, xy=2)
+        seen = sight.seen[:, :, None, None].expand(-1, -1, self.heads, self.levels, -1).to(tokens.dtype)
+        weights = masked_softmax(rearrange(logits, "v r (h la) -> v r h la", h=self.heads), seen.flatten(-2)).unflatten(
+            -1, (self.levels, self.anchors)
+        )
+        references = sight.uv[:, :, None, :, :] * features.cells_per_pixel[:, None]
+        locations = (references[:, :, None] + offsets) / features.sizes[:, None]
+        gathered = deformable_attention(features.levels, locations, weights)
+
+        frame = torch.arange(views, device=tokens.device) // cams
+        target = (frame[:, None] * queries + sight.index).flatten()
+        total = gathered.new_zeros(frames * queries, dim).index_add(0, target, gathered.flatten(0, 1))
+        return self.output(total.view(frames, queries, dim) / sight.cameras[..., None])
+
+    @staticmethod
+    def _rows(values: Float[Tensor, "n queries ch"], sight: Visibility, cams: int) -> Float[Tensor, "views rows ch"]:
+        """The rows of each view, gathered from its frame's queries."""
+        frames, queries, channels = values.shape
+        frame = torch.arange(frames * cams, device=values.device) // cams
+        flat = (frame[:, None] * queries + sight.index).flatten()
+        return values.reshape(-1, channels).index_select(0, flat).view(*sight.index.shape, channels)
+
+
+class TPVLayer(nn.Module):
+    """Hybrid attention, image attention, feed-forward, each behind its own LayerNorm and with its own residual."""
+
+    def __init__(self, config: TPVConfig, grid: VoxelGrid, feature_dim: int, levels: int) -> None:
+        super().__init__()
+        anchors = [config.ground_anchors, config.side_anchors, config.side_anchors]
+        self.hybrid_norm, self.image_norm, self.ffn_norm = (nn.LayerNorm(config.dim) for _ in range(3))
+        self.hybrid = HybridAttention(config, grid)
+        self.value = nn.Linear(feature_dim, config.dim)
+        self.image = nn.ModuleList(ImageAttention(config, count, levels) for count in anchors)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.ffn_dim, config.dim),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        init_projection(self.value)
+
+    def forward(
+        self, planes: list[Tensor], features: ImageFeatures, sights: list[Visibility]
+    ) -> list[Float[Tensor, "n _queries dim"]]:
+        """One pass of eq. 3 over the three planes."""
+        updates = self.hybrid([self.hybrid_norm(tokens) for tokens in planes])
+        planes = [tokens + self.dropout(update) for tokens, update in zip(planes, updates, strict=True)]
+        values = [self.value(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for level in features.levels]
+        projected = features._replace(levels=values)
+        planes = [
+            tokens + self.dropout(attention(self.image_norm(tokens), projected, sight))
+            for tokens, attention, sight in zip(planes, self.image, sights, strict=True)
+        ]
+        return [tokens + self.dropout(self.ffn(self.ffn_norm(tokens))) for tokens in planes]
+
+
+class TPVEncoder(nn.Module):
+    """Learned queries of three planes, refined layer by layer, then summed into a volume."""
+
+    def __init__(self, config: TPVConfig, grid: VoxelGrid, feature_dim: int, levels: int = len(STRIDES)) -> None:
+        super().__init__()
+        self.grid = grid
+        anchors = [config.ground_anchors, config.side_anchors, config.side_anchors]
+        self.queries = nn.ParameterList()
+        for plane, count in enumerate(anchors):
+            first, second = plane_shape(grid, plane)
+            self.queries.append(nn.Parameter(torch.randn(first * second, config.dim) * 0.1))
+            self.register_buffer(f"pillars_{plane}", pillars(grid, plane, count), persistent=False)
+        self.layers = nn.ModuleList(TPVLayer(config, grid, feature_dim, levels) for _ in range(config.layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(config.dim) for _ in range(3))
+
+    def forward(
+        self, levels: list[Float[Tensor, "views dim _h _w"]], rig: CameraRig
+    ) -> Float[Tensor, "n x y z channels"]:
+        """Features of n frames x cameras (frame-major) to a volume per frame, in that frame's own ego coordinates."""
+        features = ImageFeatures.build(levels, STRIDES)
+        sights = [see_pillars(rig, getattr(self, f"pillars_{plane}")) for plane in range(3)]
+        planes = [queries.expand(len(rig.valid), -1, -1) for queries in self.queries]
+        for layer in self.layers:
+            planes = layer(planes, features, sights)
+        return to_volume([norm(tokens) for norm, tokens in zip(self.norms, planes, strict=True)], self.grid.shape)

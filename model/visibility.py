@@ -1,0 +1,76 @@
+"""Which points of which pillars each camera sees, worked out once per frame and shared by all attention layers."""
+
+from typing import NamedTuple
+
+import torch
+from geometry.cameras import in_image, project
+from geometry.transforms import invert, transform_points
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class CameraRig(NamedTuple):
+    """The cameras of n frames, with unusable ones made harmless (identity matrices, `valid` False)."""
+
+    K: Float[Tensor, "n cams 3 3"]
+    cam_from_ref: Float[Tensor, "n cams 4 4"]
+    valid: Bool[Tensor, "n cams"]
+    height: int
+    width: int
+
+    @classmethod
+    def build(
+        cls,
+        K: Float[Tensor, "n cams 3 3"],
+        ref_from_cam: Float[Tensor, "n cams 4 4"],
+        valid: Bool[Tensor, "n cams"],
+        size: tuple[int, int],
+    ) -> "CameraRig":
+        """Rig of cameras with images of `size` (height, width); matrices of invalid cameras may be NaN."""
+        use = valid[..., None, None]
+        K = torch.where(use, K, torch.eye(3, dtype=K.dtype, device=K.device))
+        poses = torch.where(use, ref_from_cam, torch.eye(4, dtype=K.dtype, device=K.device))
+        return cls(K, invert(poses), valid, *size)
+
+
+class Visibility(NamedTuple):
+    """Per camera, the queries with at least one visible anchor, padded to the same number of rows.
+
+    n frames x cameras are one axis here. Only these (camera, query) pairs are computed: on a surround rig a query is
+    seen by one or two cameras of six.
+    """
+
+    index: Int[Tensor, "views rows"]
+    """Query index of each row."""
+    used: Bool[Tensor, "views rows"]
+    """False for padding."""
+    uv: Float[Tensor, "views rows anchors 2"]
+    """Projected anchors, pixels."""
+    seen: Bool[Tensor, "views rows anchors"]
+    """Whether the anchor is in front of the camera and inside its image."""
+    cameras: Float[Tensor, "n queries"]
+    """How many cameras see each query, at least 1 so that it can be divided by."""
+
+
+def see_pillars(rig: CameraRig, pillars: Float[Tensor, "queries anchors 3"]) -> Visibility:
+    """Project the anchors of every pillar (metres, the frame's ego coordinates) into every camera of the rig."""
+    frames, cams = rig.valid.shape
+    queries, anchors = pillars.shape[:2]
+    points = transform_points(rig.cam_from_ref, pillars.reshape(-1, 3))
+    uv, _, in_front = project(rig.K, points)
+    seen = in_front & in_image(uv, rig.height, rig.width) & rig.valid[..., None]
+    seen = seen.reshape(frames * cams, queries, anchors)
+    uv = uv.reshape(frames * cams, queries, anchors, 2)
+
+    hit = seen.any(dim=-1)
+    rows = max(1, int(hit.sum(dim=1).max()))
+    # A stable sort of "not hit" brings the hit queries to the front, in their own order.
+    index = torch.argsort((~hit).to(torch.uint8), dim=1, stable=True)[:, :rows]
+    pick = index[..., None].expand(-1, -1, anchors)
+    return Visibility(
+        index=index,
+        used=hit.gather(1, index),
+        uv=uv.gather(1, pick[..., None].expand(-1, -1, -1, 2)),
+        seen=seen.gather(1, pick),
+        cameras=hit.reshape(frames, cams, queries).sum(dim=1).clamp_min(1).to(pillars.dtype),
+    )
