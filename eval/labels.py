@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 Figure = dict[str, float | None]
 
 
-def figure(total: float, count: float) -> Figure:
+def figure(total: int | float | np.number, count: int | float | np.number) -> Figure:
     """total / count with its weight; the value is None where there was nothing to count."""
     return {"value": float(total) / float(count) if count > 0 else None, "count": float(count)}
 
@@ -148,7 +148,7 @@ def static_flow_figures(
     static_flow: Float[np.ndarray, "n 2"],
     masked: Bool[np.ndarray, " n"],
 ) -> dict[str, Figure]:
-    """Measured flow against what LiDAR depth and ego-motion predict, at LiDAR points inside masks and outside, in pixels.
+    """Measured flow against what LiDAR depth and ego-motion predict, at LiDAR points in masks and outside them, pixels.
 
     Outside masks the world should stand still, so `static_residual_px` judges flow without any ground truth;
     inside, `masked_residual_px` should be clearly larger.
