@@ -1,0 +1,222 @@
+"""One unit of work in, one committed unit out: plain functions with no orchestrator; flows.py runs them as tasks."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from threading import Event
+from typing import Any
+
+from pipelines.block import extract_block, jpeg_bounds
+from pipelines.config import CuesConfig
+from pipelines.datasets.records import DataError
+from pipelines.plan import Plan, Work, fingerprint, plan
+from pipelines.scene_table import scene_table
+from pipelines.workbench import workbench
+from storage.commit import CommitRecord, Provenance
+from storage.errors import CueMissing
+from storage.layout import INIT, UnitId
+from storage.store import CueStore
+
+
+@dataclass
+class ExtractReport:
+    """What an extraction did. `failed` and the two `skipped_` map a unit, scene or file to the reason."""
+
+    committed: int = 0
+    current: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    interrupted: bool = False
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped_scenes: dict[str, str] = field(default_factory=dict)
+    skipped_files: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, name: str, record: CommitRecord) -> None:
+        """Count a unit that was committed and keep what it says about itself."""
+        self.committed += 1
+        self.bytes += record.bytes
+        self.quality[name] = dict(record.provenance.quality)
+        self.notes += [f"{name}: {note}" for note in record.provenance.notes]
+
+
+def init_scene(config: CuesConfig, scene: str, truth: bool = False) -> CommitRecord:
+    """Check every raw file of a scene and commit its table, which fixes T, L, S, N and P; does nothing when current.
+
+    Raises:
+        DataError: a file that cannot be used, unless on_error is skip.
+        StoreError: from the store.
+    """
+    bench, unit = workbench(config), UnitId(INIT, scene)
+    # The store comes first: the facts of the raw files are kept inside it.
+    store = bench.truth_store if truth else bench.store
+    records = bench.scene(scene)
+    mark = fingerprint(bench, unit, bench.scene_digest(scene), truth)
+    if not store.is_current(unit, mark):
+        image_bytes, sweep_bytes = jpeg_bounds(bench, records)
+        points = bench.inputs(scene).max_points
+        store.commit_init(
+            scene, scene_table(records, bench.cameras, bench.sizes, image_bytes, sweep_bytes, points), mark
+        )
+    return _committed(store, unit)
+
+
+def extract_unit(config: CuesConfig, unit: UnitId, truth: bool = False) -> CommitRecord:
+    """Make one unit and commit it, unless the store holds it already; its upstream units must be current.
+
+    Raises:
+        DataError: raw data that cannot be used, unless on_error is skip.
+        StoreError: from the store, CueMissing for an upstream unit that is not there.
+    """
+    if unit.cue == INIT:
+        return init_scene(config, unit.scene, truth)
+    bench = workbench(config)
+    store = bench.truth_store if truth else bench.store
+    mark = fingerprint(bench, unit, bench.scene_digest(unit.scene), truth)
+    if store.is_current(unit, mark):
+        return _committed(store, unit)
+    started = time.perf_counter()
+    extractor = bench.extractor_for(unit, truth)
+    block, skipped = extract_block(bench, unit, extractor, bench.upstream(unit, extractor.needs))
+    provenance = Provenance(
+        fingerprint=mark,
+        config_digest=extractor.config_digest(),
+        input_digest=bench.scene_digest(unit.scene),
+        weights_digest=getattr(extractor, "weights_digest", ""),
+        upstream={
+            need: _committed(store, UnitId(need, unit.scene, unit.block)).fingerprint for need in extractor.needs
+        },
+        licence=extractor.licence(),
+        code_version=code_version(),
+        seconds=time.perf_counter() - started,
+        quality=block.quality | ({"skipped_files": len(skipped)} if skipped else {}),
+        notes=[*block.notes, *skipped],
+    )
+    return store.commit_block(unit, block.arrays, provenance)
+
+
+def extract_scene(config: CuesConfig, scene: str, cues: Sequence[str] | None = None) -> list[CommitRecord]:
+    """All units of one scene in turn: its table, then every cue after those it is made from, then truth."""
+    return [extract_unit(config, work.unit, work.truth) for work in plan(config, [scene], cues, fresh=False).work]
+
+
+def extract_log(
+    config: CuesConfig,
+    scenes: Sequence[str] | None = None,
+    cues: Sequence[str] | None = None,
+    progress: Callable[[Work, str], None] | None = None,
+    stop: Event | None = None,
+) -> ExtractReport:
+    """All open units of a log on this process's threads. What is committed stays, whatever ends the run.
+
+    Args:
+        config: what to extract, with `runner.workers` threads.
+        scenes, cues: only these, as for `plan`.
+        progress: called with a unit and "started", "committed" or "failed", from several threads.
+        stop: when set, no further unit starts and the report says `interrupted`.
+
+    Raises:
+        DataError: the first raw file or scene that cannot be used, unless on_error is skip.
+        StoreError, ConfigError: as they occur.
+    """
+    started = time.perf_counter()
+    work = plan(config, scenes, cues)
+    report = begin_report(config, work)
+    run = _Run(config, work, report, progress or (lambda work, state: None), stop or Event())
+    with ThreadPoolExecutor(config.runner.workers, thread_name_prefix="cues") as pool:
+        try:
+            run.drain(pool)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    finish_report(config, work, report)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def begin_report(config: CuesConfig, work: Plan) -> ExtractReport:
+    """A report of what is current already; if anything is to be done, what killed writers left is removed first."""
+    bench = workbench(config)
+    if work.open:
+        for store in (bench.open_store(False), bench.open_store(True)):
+            if store is not None:
+                store.sweep_temporaries()
+    return ExtractReport(current=work.count("current"), skipped_scenes=dict(work.skipped))
+
+
+def finish_report(config: CuesConfig, work: Plan, report: ExtractReport) -> None:
+    """Add the raw files that were left out, and what the reader noticed."""
+    bench = workbench(config)
+    for scene in dict.fromkeys(item.unit.scene for item in work.work):
+        inputs = bench.known_inputs(scene)
+        if inputs is not None:
+            report.skipped_files |= {str(path): reason for path, reason in inputs.faults.items()}
+    report.notes = [*bench.log.notes, *report.notes]
+
+
+def code_version() -> str:
+    """Version of this program as installed, or "source" for a tree that is not."""
+    try:
+        return version("occflow")
+    except PackageNotFoundError:
+        return "source"
+
+
+@dataclass
+class _Run:
+    """Units of a plan on a thread pool, each after what it needs, no more queued than the threads can start on."""
+
+    config: CuesConfig
+    work: Plan
+    report: ExtractReport
+    tell: Callable[[Work, str], None]
+    halt: Event
+
+    def drain(self, pool: ThreadPoolExecutor) -> None:
+        waiting = {item.name: item for item in self.work.open}
+        running: dict[Future[CommitRecord], Work] = {}
+        while waiting or running:
+            if self.halt.is_set():
+                self.report.interrupted = bool(waiting) or self.report.interrupted
+                waiting.clear()
+            self._drop_orphans(waiting)
+            busy = set(waiting) | {item.name for item in running.values()}
+            for name, item in list(waiting.items()):
+                if len(running) <= self.config.runner.workers and not busy & set(item.needs):
+                    running[pool.submit(self._make, waiting.pop(name))] = item
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in done:
+                self._settle(running.pop(future), future)
+
+    def _make(self, item: Work) -> CommitRecord:
+        self.tell(item, "started")
+        return extract_unit(self.config, item.unit, item.truth)
+
+    def _settle(self, item: Work, future: Future[CommitRecord]) -> None:
+        try:
+            self.report.add(item.name, future.result())
+        except DataError as error:
+            self.tell(item, "failed")
+            if self.config.on_error == "fail":
+                raise
+            self.report.failed[item.name] = str(error)
+        else:
+            self.tell(item, "committed")
+
+    def _drop_orphans(self, waiting: dict[str, Work]) -> None:
+        for name, item in list(waiting.items()):
+            lost = [need for need in item.needs if need in self.report.failed]
+            if lost:
+                self.report.failed[name] = f"not made: {lost[0]}, which it is made from, failed"
+                del waiting[name]
+                self.tell(item, "failed")
+
+
+def _committed(store: CueStore, unit: UnitId) -> CommitRecord:
+    record = store.record(unit)
+    if record is None:
+        raise CueMissing(f"{store.path}: unit {unit} is not committed; run `occflow cues` with cue {unit.cue!r}")
+    return record

@@ -1,0 +1,141 @@
+"""Which units of work an extraction consists of, what each needs first, and which of them the store holds already."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.config import ConfigError, CuesConfig, closest, json_digest
+from pipelines.datasets.records import DataError, Scene
+from pipelines.inputs import SceneInputs, without_faults
+from pipelines.workbench import Workbench, workbench
+from storage.errors import StoreDamage
+from storage.layout import INIT, UnitId, blocks
+
+State = Literal["current", "missing", "stale"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One unit of work. `needs` names the work that must be current first; `truth` units go to the sibling store."""
+
+    unit: UnitId
+    truth: bool = False
+    needs: tuple[str, ...] = ()
+    state: State = "missing"
+
+    @property
+    def name(self) -> str:
+        """Unique in a plan."""
+        return f"truth/{self.unit}" if self.truth else str(self.unit)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All units of an extraction, each after what it needs. `skipped`: scenes that cannot be read, and why."""
+
+    work: tuple[Work, ...]
+    skipped: dict[str, str]
+
+    @property
+    def open(self) -> list[Work]:
+        """Units that have to be made."""
+        return [work for work in self.work if work.state != "current"]
+
+    def count(self, state: State) -> int:
+        """Units in a state."""
+        return sum(work.state == state for work in self.work)
+
+
+def plan(
+    config: CuesConfig, scenes: Sequence[str] | None = None, cues: Sequence[str] | None = None, fresh: bool = True
+) -> Plan:
+    """Work of an extraction in the order in which it can be done. Reads tables and commit records, no raw file.
+
+    A unit is current when the store holds it under the fingerprint of its inputs, its configuration and what it was
+    made from. Where the digests of a scene's raw files are not known, or a file has changed, its units count as stale
+    until `init` has looked at the content.
+
+    Args:
+        config: what to extract.
+        scenes: only these scenes.
+        cues: only these cues, and whatever they are made from; "truth" names the ground truth.
+        fresh: look at the disk anew rather than trust what this process has read before.
+
+    Raises:
+        ConfigError: a scene or cue that is not there, or a cue whose upstream is not configured.
+        DataError: a log that cannot be read; a scene that cannot, unless on_error is skip.
+    """
+    bench = workbench(config, fresh)
+    wanted = _with_upstream(bench, cues)
+    work: list[Work] = []
+    skipped: dict[str, str] = {}
+    for name in bench.scene_names(None if scenes is None else tuple(scenes)):
+        try:
+            work += _scene_work(bench, name, wanted)
+        except DataError as error:
+            if config.on_error == "fail":
+                raise
+            skipped[name] = str(error)
+    return Plan(tuple(work), skipped)
+
+
+def _with_upstream(bench: Workbench, cues: Sequence[str] | None) -> list[str]:
+    extractors = bench.extractors
+    names = [*extractors, *(["truth"] if bench.config.truth else [])]
+    if cues is None:
+        return names
+    wanted = set(cues)
+    for cue in wanted:
+        if cue not in names:
+            raise ConfigError(f"cue {cue!r} is not in this configuration; {closest(cue, names)}")
+    for cue in reversed(list(extractors)):
+        if cue in wanted:
+            wanted |= set(extractors[cue].needs)
+    return [name for name in names if name in wanted]
+
+
+def _scene_work(bench: Workbench, name: str, cues: Sequence[str]) -> list[Work]:
+    scene = bench.raw_scene(name)
+    inputs = bench.known_inputs(name)
+    units = [(UnitId(INIT, name), False, ())]
+    ranges = blocks(len(scene.keyframes), bench.config.block_keyframes)
+    for cue in cues:
+        if cue == "truth":
+            continue
+        for b in range(len(ranges)):
+            needs = tuple(str(UnitId(need, name, b)) for need in bench.extractors[cue].needs)
+            units.append((UnitId(cue, name, b), False, (str(UnitId(INIT, name)), *needs)))
+    if "truth" in cues and bench.truth(name) is not None:
+        opened = Work(UnitId(INIT, name), truth=True).name
+        units.append((UnitId(INIT, name), True, (str(UnitId(INIT, name)),)))
+        units += [(UnitId(cue, name, b), True, (opened,)) for cue in bench.truth_extractors for b in range(len(ranges))]
+    return [Work(unit, truth, needs, _state(bench, scene, inputs, unit, truth)) for unit, truth, needs in units]
+
+
+def _state(bench: Workbench, scene: Scene, inputs: SceneInputs | None, unit: UnitId, truth: bool) -> State:
+    store = bench.open_store(truth)
+    try:
+        if store is None or store.record(unit) is None:
+            return "missing"
+    except StoreDamage:
+        return "stale"
+    if inputs is None:
+        return "stale"
+    digest = inputs.digest(without_faults(scene, inputs.faults))
+    return "current" if store.is_current(unit, fingerprint(bench, unit, digest, truth)) else "stale"
+
+
+def fingerprint(bench: Workbench, unit: UnitId, scene_digest: str, truth: bool = False) -> str:
+    """Digest of all that decides what a unit holds: raw content, records, configuration, upstream units, its frames.
+
+    The scene is the grain of the inputs: a changed raw file makes every block of its scene stale, because extractors
+    read beyond their block's edges.
+    """
+    parts: list[object] = ["truth" if truth else "cues", str(unit), scene_digest, list(bench.cameras)]
+    if unit.cue != INIT:
+        extractor = (bench.truth_extractors if truth else bench.extractors)[unit.cue]
+        upstream = {
+            need: fingerprint(bench, UnitId(need, unit.scene, unit.block), scene_digest) for need in extractor.needs
+        }
+        parts += [extractor.config_digest(), upstream]
+    return json_digest([bench.config.digest(), *parts])

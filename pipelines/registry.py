@@ -1,0 +1,116 @@
+"""From names in a configuration to code: cue and backend to an extractor, data set kind to a reader."""
+
+import dataclasses
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipelines.cues.base import CueExtractor
+from pipelines.datasets.records import Log
+from storage.schema import CUES
+
+if TYPE_CHECKING:
+    from pipelines.config import CuesConfig
+
+ENTRY_POINT_GROUP = "occflow.cues"
+"""Other distributions add extractors here, named `<cue>.<backend>`, each a dataclass that is a CueExtractor."""
+
+BACKENDS: dict[str, dict[str, str]] = {
+    "images": {"jpeg": "pipelines.cues.images:ImagesCue"},
+    "sweeps": {"jpeg": "pipelines.cues.images:SweepsCue"},
+    "lidar": {"points": "pipelines.cues.lidar:LidarCue"},
+    "masks": {"motion": "pipelines.cues.motion_masks:MotionMasksCue"},
+    "flow_next": {"tracks": "pipelines.cues.tracks:TrackFlowCue", "dis": "pipelines.cues.flow_dis:DisFlowCue"},
+    "flow_prev": {"dis": "pipelines.cues.flow_dis:DisFlowCue", "tracks": "pipelines.cues.tracks:TrackFlowCue"},
+    "flow_aux": {"dis": "pipelines.cues.flow_dis:DisFlowCue"},
+}
+"""Cue -> backend -> "module:dataclass"; the first backend is the default. Modules are imported when asked for."""
+
+
+def backends(cue: str) -> dict[str, str]:
+    """Backend name -> "module:dataclass" for a cue, those of other distributions included.
+
+    Raises:
+        ValueError: the store knows no such cue.
+    """
+    from pipelines.config import closest
+
+    if cue not in CUES:
+        raise ValueError(f"unknown cue {cue!r}; {closest(cue, CUES)}")
+    added = {
+        point.name.partition(".")[2]: point.value
+        for point in entry_points(group=ENTRY_POINT_GROUP)
+        if point.name.partition(".")[0] == cue
+    }
+    return BACKENDS.get(cue, {}) | added
+
+
+def extractor_class(cue: str, parameters: Mapping[str, Any]) -> type:
+    """The dataclass that `parameters["backend"]`, or the cue's default backend, stands for. ValueError if unknown."""
+    from pipelines.config import closest
+
+    offered = backends(cue)
+    backend = parameters.get("backend", next(iter(offered), None))
+    if backend not in offered:
+        raise ValueError(f"cue {cue!r} has no backend {backend!r}; {closest(str(backend), offered)}")
+    module, _, name = offered[backend].partition(":")
+    return getattr(import_module(module), name)
+
+
+def check_cue(cue: str, parameters: Mapping[str, Any]) -> None:
+    """Raise a ValueError that quotes cue, key and value unless an extractor can be built from `parameters`."""
+    _build(cue, parameters, {})
+
+
+def build_extractor(config: "CuesConfig", cue: str, limits: Mapping[str, int] | None = None) -> CueExtractor:
+    """The extractor of one cue as configured.
+
+    Args:
+        config: shared settings (JPEG quality, data set) fill parameters that the cue's own do not name.
+        cue: a key of `config.cues`.
+        limits: bounds fixed by a scene's init unit (`max_bytes`, `max_points`), given to extractors that take them.
+    """
+    shared: dict[str, Any] = {"jpeg_quality": config.jpeg_quality, "slot": cue.removeprefix("flow_"), **(limits or {})}
+    if cue == "lidar":
+        from pipelines.cues.lidar import OWN_CAR
+
+        if config.dataset.kind in OWN_CAR:
+            lower, upper = OWN_CAR[config.dataset.kind]
+            shared |= {"own_car_lower": lower, "own_car_upper": upper}
+    return _build(cue, config.cues[cue], shared)
+
+
+def _build(cue: str, parameters: Mapping[str, Any], shared: Mapping[str, Any]) -> CueExtractor:
+    from pipelines.config import closest
+
+    kind = extractor_class(cue, parameters)
+    known = [field.name for field in dataclasses.fields(kind)]
+    given = {key: value for key, value in parameters.items() if key != "backend"}
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"cue {cue!r} has no parameter {key!r} (value {value!r}); {closest(key, known)}")
+    values = {key: value for key, value in shared.items() if key in known} | given
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        raise ValueError(f"cue {cue!r}, parameter {key} = {fault['input']!r}: {fault['msg']}") from None
+
+
+def build_truth_extractors(occupancy_shape: tuple[int, int, int]) -> dict[str, CueExtractor]:
+    """The extractors of the truth store, by cue name; `occupancy_shape` (X, Y, Z) is the truth's voxel grid."""
+    from pipelines.cues.truth import CameraTruth, OccupancyTruth
+
+    return {"occupancy": OccupancyTruth(occupancy_shape), "camera": CameraTruth()}
+
+
+def open_log(config: "CuesConfig") -> Log:
+    """The reader for `config.dataset`. Raises DataError for an unknown kind or a folder without that data set."""
+    from pipelines.datasets import registry
+
+    dataset = config.dataset
+    return registry.open_log(dataset.kind, dataset.root, version=dataset.version, **dataset.options)
