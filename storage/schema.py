@@ -142,3 +142,32 @@ TRUTH: dict[str, tuple[ArraySpec, ...]] = {
 }
 """Truth arrays, in the sibling store only. Occupancy: ego frame at LiDAR time, flow in m/s, `valid` 0 where the frame
 has none. Camera depth is camera z in metres on the render grid, inf = sky."""
+
+
+def encode_flow(flow_px: np.ndarray) -> tuple[np.ndarray, int]:
+    """Flow in render pixels to its stored form.
+
+    Args:
+        flow_px: float (..., 2, h, w), channels u and v; nan in either channel = no correspondence.
+
+    Returns:
+        int16 of the same shape, 1/64 px rounded to nearest, -32768 in both channels where there is none; and how many
+        pixels had a correspondence that int16 cannot hold (beyond ±511.98 px, or infinite). Those are stored as none,
+        never clipped.
+    """
+    if flow_px.ndim < 3 or flow_px.shape[-3] != 2:
+        raise ValueError(f"flow has shape {flow_px.shape}, expected (..., 2, h, w)")
+    scaled = np.rint(flow_px.astype(np.float64) * FLOW_SCALE)
+    absent = np.isnan(scaled).any(axis=-3, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        outside = (np.abs(scaled) > -INVALID_FLOW - 1).any(axis=-3, keepdims=True) & ~absent
+    stored = np.where(absent | outside, INVALID_FLOW, scaled).astype(np.int16)
+    return stored, int(outside.sum())
+
+
+def decode_flow(stored: np.ndarray) -> np.ndarray:
+    """The inverse of `encode_flow`: int16 (..., 2, h, w) to float32 render pixels, nan where there is none."""
+    if stored.dtype != np.int16 or stored.ndim < 3 or stored.shape[-3] != 2:
+        raise ValueError(f"stored flow is {stored.dtype} {stored.shape}, expected int16 (..., 2, h, w)")
+    invalid = (stored == INVALID_FLOW).any(axis=-3, keepdims=True)
+    return np.where(invalid, np.float32(np.nan), stored.astype(np.float32) / np.float32(FLOW_SCALE))

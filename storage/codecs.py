@@ -1,0 +1,130 @@
+"""Chunk codecs: bytes to arrays and back, their zarr v3 description, and the shard format around them.
+
+A shard (zarr v3 `sharding_indexed`) is the encoded chunks one after another, then the index: offset and length of each
+chunk as little-endian uint64, then a crc32c of the index. Every chunk ends in its own crc32c: zstd alone misses 8 of 20
+flipped bits, raw bytes miss all.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from storage.errors import StoreDamage
+
+EMPTY = 0xFFFFFFFFFFFFFFFF
+"""Offset and length of a chunk that a shard does not hold."""
+
+_RESIDUE = 0x48674BC7
+"""crc32c of any message followed by its own little-endian crc32c; checking so spares a copy of the message."""
+
+_BLOSC: dict[str, dict[str, Any]] = {
+    "blosc-lz4-shuffle": {"cname": "lz4", "clevel": 5, "shuffle": "shuffle"},
+    "blosc-lz4-bitshuffle": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"},
+}
+_SHUFFLE = {"shuffle": 1, "bitshuffle": 2}
+CODECS = ("raw", "zstd1", *_BLOSC)
+"""The codec names an ArraySpec may carry."""
+
+
+def check_codec(codec: str) -> None:
+    """Raise ValueError for a name that is not in CODECS."""
+    if codec not in CODECS:
+        raise ValueError(f"unknown codec {codec!r}; expected one of {', '.join(CODECS)}")
+
+
+def zarr_codecs(codec: str, dtype: np.dtype) -> list[dict[str, Any]]:
+    """The zarr v3 codec chain of one chunk."""
+    check_codec(codec)
+    chain: list[dict[str, Any]] = [{"name": "bytes"}]
+    if dtype.itemsize > 1:
+        chain[0]["configuration"] = {"endian": "little"}
+    if codec == "zstd1":
+        chain.append({"name": "zstd", "configuration": {"level": 1, "checksum": False}})
+    elif codec in _BLOSC:
+        configuration = {"typesize": dtype.itemsize, **_BLOSC[codec], "blocksize": 0}
+        chain.append({"name": "blosc", "configuration": configuration})
+    chain.append({"name": "crc32c"})
+    return chain
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", google_crc32c.value(data))
+
+
+def _intact(data: bytes) -> bool:
+    return len(data) >= 4 and google_crc32c.value(data) == _RESIDUE
+
+
+def encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
+    """Encode one chunk, its crc32c last."""
+    check_codec(codec)
+    chunk = np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<"))
+    if codec == "raw":
+        data = chunk.tobytes()
+    elif codec == "zstd1":
+        from numcodecs import zstd
+
+        data = bytes(zstd.compress(chunk.tobytes(), 1))
+    else:
+        from numcodecs import blosc
+
+        how = _BLOSC[codec]
+        data = bytes(blosc.compress(chunk, how["cname"].encode(), how["clevel"], _SHUFFLE[how["shuffle"]], 0))
+    return data + _checksum(data)
+
+
+def decode_chunk(data: bytes, codec: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Check and decode one chunk into a new, writable array.
+
+    Raises:
+        StoreDamage: the checksum does not fit, or the content does not fill the shape. The caller adds where.
+    """
+    if not _intact(data):
+        raise StoreDamage("crc32c does not fit")
+    body = memoryview(data)[:-4]
+    out = np.empty(shape, dtype.newbyteorder("<"))
+    try:
+        if codec == "raw":
+            out.reshape(-1).view(np.uint8)[:] = np.frombuffer(body, np.uint8)
+        elif codec == "zstd1":
+            from numcodecs import zstd
+
+            zstd.decompress(body, out)
+        else:
+            from numcodecs import blosc
+
+            blosc.decompress(body, out)
+    except (RuntimeError, ValueError) as error:
+        raise StoreDamage(f"cannot decode {codec} chunk: {error}") from error
+    return out
+
+
+def shard_pieces(chunks: Iterator[np.ndarray | None], codec: str) -> Iterator[bytes]:
+    """Pieces of a shard file, chunk by chunk in C order of the shard's chunk grid; None = beyond the array's end."""
+    entries: list[tuple[int, int]] = []
+    offset = 0
+    for chunk in chunks:
+        if chunk is None:
+            entries.append((EMPTY, EMPTY))
+            continue
+        piece = encode_chunk(chunk, codec)
+        entries.append((offset, len(piece)))
+        offset += len(piece)
+        yield piece
+    index = np.asarray(entries, dtype="<u8").tobytes()
+    yield index + _checksum(index)
+
+
+def index_size(chunks: int) -> int:
+    """Bytes at the end of a shard of so many chunks that hold its index."""
+    return 16 * chunks + 4
+
+
+def decode_index(data: bytes) -> np.ndarray:
+    """Index of a shard, uint64 (chunks, 2) offset and length. Raises StoreDamage when its crc32c does not fit."""
+    if not _intact(data):
+        raise StoreDamage("crc32c of the shard index does not fit")
+    return np.frombuffer(data[:-4], "<u8").reshape(-1, 2)

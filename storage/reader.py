@@ -1,0 +1,216 @@
+"""What training and evaluation read: cues of one camera at one keyframe, decoded, checked, and only if committed."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int16, UInt8, UInt16
+
+from storage.chunks import ChunkReader, read_attributes
+from storage.commit import CommitRecord
+from storage.errors import CueMissing, StoreDamage, StoreError
+from storage.layout import INIT, UnitId
+from storage.schema import SceneTable, StoreAttributes, decode_flow
+
+
+@dataclass(frozen=True)
+class FlowCue:
+    """Stored optical flow of one camera-frame, on frame t's render pixel grid.
+
+    Attributes:
+        flow: int16 (2, h, w), channels u right and v down, 1/64 render pixel, -32768 = no correspondence.
+        confidence: uint8 (h, w), 255 = sure.
+        target_frame: keyframe index where the flow ends, -1 = there is none.
+        target_sweep: slot of the sweep after that keyframe where it ends, -1 = the keyframe itself.
+    """
+
+    flow: Int16[np.ndarray, "2 h w"]
+    confidence: UInt8[np.ndarray, "h w"]
+    target_frame: int
+    target_sweep: int
+
+    def pixels(self) -> tuple[Float32[np.ndarray, "2 h w"], Bool[np.ndarray, "h w"]]:
+        """Flow in render pixels (nan where there is none), and where there is some."""
+        flow = decode_flow(self.flow)
+        return flow, ~np.isnan(flow[0])
+
+
+@dataclass(frozen=True)
+class LidarCue:
+    """LiDAR points of one keyframe.
+
+    Attributes:
+        points: float32 (n, 4), x y z in metres in the ego frame at LiDAR time, intensity as the data set gives it.
+        cameras: uint8 (n,), bit c set where camera c sees the point.
+        origin: float32 (3,), the sensor's position in the ego frame, metres.
+    """
+
+    points: Float32[np.ndarray, "n 4"]
+    cameras: UInt8[np.ndarray, " n"]
+    origin: Float32[np.ndarray, " 3"]
+
+
+def decode_jpeg(data: np.ndarray, where: str) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB pixels of JPEG bytes (uint8, one axis). Raises StoreDamage naming `where`."""
+    try:
+        import cv2
+    except ImportError:
+        return _decode_jpeg_pillow(data, where)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise StoreDamage(f"{where}: the committed bytes are no image. Rebuild the unit with `occflow cues`.")
+    return np.asarray(image, np.uint8)
+
+
+def _decode_jpeg_pillow(data: np.ndarray, where: str) -> UInt8[np.ndarray, "height width 3"]:
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data.tobytes())) as image:
+            return np.array(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        message = f"{where}: the committed bytes are no image ({error}). Rebuild the unit with `occflow cues`."
+        raise StoreDamage(message) from error
+
+
+class SceneReader:
+    """The committed cues of one scene. Keyframe `t`, camera `c` (order of the attributes), sweep slot `p`.
+
+    Every read raises CueMissing (unit not committed, or no such image), StoreDamage (the disk no longer holds what was
+    committed), StoreRebuilt (committed anew since; open the store again), IndexError (outside the scene).
+    """
+
+    def __init__(self, source: ChunkReader, attributes: StoreAttributes, name: str) -> None:
+        self.name = name
+        self._source = source
+        self._attributes = attributes
+        self._table: SceneTable | None = None
+        source.require(UnitId(INIT, name))
+
+    @property
+    def table(self) -> SceneTable:
+        """Poses, calibration and times of the scene."""
+        if self._table is None:
+            self._table = self._source.table(self.name)
+        return self._table
+
+    @property
+    def length(self) -> int:
+        """T, the number of keyframes."""
+        return self.table.length
+
+    def unit(self, cue: str, t: int) -> UnitId:
+        """The unit that holds a cue at a keyframe. Raises IndexError outside the scene."""
+        if not 0 <= t < self.length:
+            raise IndexError(f"scene {self.name!r} has keyframes 0 to {self.length - 1}, not {t}")
+        return UnitId(cue, self.name, t // self._attributes.block_keyframes)
+
+    def has(self, cue: str, t: int) -> bool:
+        """Whether this cue is committed at this keyframe."""
+        return self._source.visible(self.unit(cue, t)) is not None
+
+    def record(self, cue: str, t: int) -> CommitRecord:
+        """The commit record of the block: provenance, quality figures, notes. Raises CueMissing."""
+        return self._source.require(self.unit(cue, t))
+
+    def image(self, t: int, c: int) -> UInt8[np.ndarray, "H W 3"]:
+        """RGB image at network size."""
+        return self._image("images", "images", "images_length", t, c)
+
+    def sweep_image(self, t: int, p: int, c: int) -> UInt8[np.ndarray, "h w 3"]:
+        """RGB image at render size of the sweep in slot `p` after keyframe `t`."""
+        return self._image("sweeps", "sweeps/images", "sweeps/images_length", t, p, c)
+
+    def masks(self, t: int, c: int) -> UInt16[np.ndarray, "H W"]:
+        """Instance ids at network size, 0 = background."""
+        return self._source.chunk(self.record("masks", t), "masks/instance", t, c)
+
+    def mask_table(self, t: int, c: int) -> Float32[np.ndarray, "m 8"]:
+        """Rows in use of the instance table, columns as schema.MASK_TABLE_FIELDS."""
+        rows = self._source.chunk(self.record("masks", t), "masks/table", t, c)
+        return rows[rows[:, 0] > 0]
+
+    def flow(self, slot: str, t: int, c: int) -> FlowCue:
+        """Flow of slot `next`, `prev` or `aux`. Where there is no target frame all of it is invalid."""
+        record = self.record(f"flow_{slot}", t)
+        read = self._source.chunk
+        return FlowCue(
+            flow=read(record, f"flow/{slot}/flow", t, c),
+            confidence=read(record, f"flow/{slot}/confidence", t, c),
+            target_frame=int(read(record, f"flow/{slot}/target_frame", t)[c]),
+            target_sweep=int(read(record, f"flow/{slot}/target_sweep", t)[c]),
+        )
+
+    def lidar(self, t: int) -> LidarCue:
+        """LiDAR points of a keyframe; none where the sweep is missing."""
+        record = self.record("lidar", t)
+        read = self._source.chunk
+        count = int(read(record, "lidar/count", t))
+        return LidarCue(
+            points=read(record, "lidar/points", t)[:count],
+            cameras=read(record, "lidar/cameras", t)[:count],
+            origin=read(record, "lidar/origin", t),
+        )
+
+    def _image(self, cue: str, array: str, lengths: str, t: int, *rest: int) -> UInt8[np.ndarray, "height width 3"]:
+        record = self.record(cue, t)
+        data = self._source.chunk(record, array, t, *rest)
+        length = int(self._source.chunk(record, lengths, t)[rest])
+        where = f"{self._source.root}: unit {record.unit}, keyframe {t}, {'slot, ' * (len(rest) - 1)}camera {rest}"
+        if length == 0:
+            raise CueMissing(f"{where}: the data set has no such image. Ask the scene table's camera_valid before.")
+        return decode_jpeg(data[:length], where)
+
+
+class StoreReader:
+    """Reads a cue store without zarr. Threads may share it; it pickles as its path, and opens files lazily in the
+    process that reads (also after `spawn`).
+
+    Raises:
+        StoreError: there is no store here, or it holds truth, which training must not see.
+        SchemaVersionError: it has another schema version.
+    """
+
+    kind = "cues"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._source = ChunkReader(self.path)
+        self._scenes: dict[str, SceneReader] = {}
+        self._attributes: StoreAttributes | None = None
+        _ = self.attributes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])
+
+    @property
+    def attributes(self) -> StoreAttributes:
+        """Root attributes: data set, cameras, classes, sizes."""
+        if self._attributes is None:
+            attributes = read_attributes(self.path)
+            if attributes.kind != self.kind:
+                raise StoreError(
+                    f"{self.path}: this store holds {attributes.kind!r}, and this reader reads {self.kind!r} only. "
+                    "Give the path of the cue store; evaluation finds the truth beside it."
+                )
+            self._attributes = attributes
+        return self._attributes
+
+    def scenes(self) -> list[str]:
+        """Names of the scenes whose init unit is committed, sorted."""
+        return self._source.scenes()
+
+    def scene(self, name: str) -> SceneReader:
+        """One scene. Raises CueMissing when its init unit is not committed."""
+        with self._lock:
+            if name not in self._scenes:
+                self._scenes[name] = SceneReader(self._source, self.attributes, name)
+            return self._scenes[name]

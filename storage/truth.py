@@ -1,0 +1,110 @@
+"""Ground truth beside a cue store, for evaluation only; the training reader has no call that opens it."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.chunks import ChunkReader, read_attributes
+from storage.errors import StoreError
+from storage.layout import INIT, UnitId
+from storage.schema import SceneTable, StoreAttributes, decode_flow
+
+
+def truth_path(store: str | Path) -> Path:
+    """Path of the truth store that belongs to a cue store: `<store>.truth.zarr` for `<store>.zarr`."""
+    path = Path(store)
+    stem = path.name.removesuffix(".zarr")
+    return path.with_name(f"{stem}.truth.zarr")
+
+
+class TruthScene:
+    """Truth of one scene; reads raise CueMissing, StoreDamage, StoreRebuilt and IndexError as the cue reader's."""
+
+    def __init__(self, source: ChunkReader, attributes: StoreAttributes, name: str) -> None:
+        self.name = name
+        self._source = source
+        self._attributes = attributes
+        self._table: SceneTable | None = None
+        source.require(UnitId(INIT, name))
+
+    @property
+    def table(self) -> SceneTable:
+        """Poses, calibration and times of the scene."""
+        if self._table is None:
+            self._table = self._source.table(self.name)
+        return self._table
+
+    @property
+    def length(self) -> int:
+        """T, the number of keyframes."""
+        return self.table.length
+
+    def _unit(self, cue: str, t: int) -> UnitId:
+        if not 0 <= t < self.length:
+            raise IndexError(f"scene {self.name!r} has keyframes 0 to {self.length - 1}, not {t}")
+        return UnitId(cue, self.name, t // self._attributes.block_keyframes)
+
+    def has(self, cue: str, t: int) -> bool:
+        """Whether truth `occupancy` or `camera` is committed at this keyframe."""
+        return self._source.visible(self._unit(cue, t)) is not None
+
+    def occupancy(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Semantics uint8 (X, Y, Z) and flow float32 (X, Y, Z, 2) in m/s, ego frame at LiDAR time; None where the
+        keyframe has none."""
+        record = self._source.require(self._unit("occupancy", t))
+        read = self._source.chunk
+        if not int(read(record, "occupancy/valid", t)):
+            return None
+        return read(record, "occupancy/semantics", t), read(record, "occupancy/flow", t)
+
+    def camera(self, t: int, c: int) -> dict[str, np.ndarray] | None:
+        """Per-pixel truth of a camera-frame, None where there is none.
+
+        Keys: depth float32 (h, w), camera z in metres, inf = sky; instance uint16 (H, W), 0 = static; moving uint8
+        (H, W); flow_next float32 (2, h, w) in render pixels, nan where the point is hidden or leaves the image.
+        """
+        record = self._source.require(self._unit("camera", t))
+        read = self._source.chunk
+        if not int(read(record, "camera/valid", t)[c]):
+            return None
+        found = {name: read(record, f"camera/{name}", t, c) for name in ("depth", "instance", "moving", "flow_next")}
+        return {**found, "flow_next": decode_flow(found["flow_next"])}
+
+
+class TruthReader:
+    """Reads a truth store. Threads may share it; it pickles as its path.
+
+    Raises:
+        StoreError: there is no store here, or it holds cues.
+        SchemaVersionError: it has another schema version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.attributes = read_attributes(self.path)
+        if self.attributes.kind != "truth":
+            raise StoreError(
+                f"{self.path}: this store holds {self.attributes.kind!r}, not truth. Give `truth_path(store)`."
+            )
+        self._lock = threading.Lock()
+        self._source = ChunkReader(self.path)
+        self._scenes: dict[str, TruthScene] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])
+
+    def scenes(self) -> list[str]:
+        """Names of the scenes whose init unit is committed, sorted."""
+        return self._source.scenes()
+
+    def scene(self, name: str) -> TruthScene:
+        """One scene. Raises CueMissing when its init unit is not committed."""
+        with self._lock:
+            if name not in self._scenes:
+                self._scenes[name] = TruthScene(self._source, self.attributes, name)
+            return self._scenes[name]

@@ -1,0 +1,89 @@
+"""Small stores with known content: every array of every cue, drawn from a seed."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.schema import CUES, TRUTH, SceneTable, StoreAttributes
+from storage.store import CueStore, Provenance, UnitId
+
+CAMERAS = ("CAM_FRONT", "CAM_BACK")
+
+
+def make_attributes(**changes: object) -> StoreAttributes:
+    """Attributes of a tiny store."""
+    values: dict[str, object] = {
+        "dataset": "tiny",
+        "cameras": CAMERAS,
+        "classes": ("car", "truck"),
+        "network_size": (8, 12),
+        "render_size": (4, 6),
+        "keyframe_interval_s": 0.5,
+        "block_keyframes": 2,
+    }
+    return StoreAttributes(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_table(frames: int = 5, slots: int = 3, seed: int = 0, cameras: int = 2, **changes: object) -> SceneTable:
+    """A scene table of random numbers."""
+    rng = np.random.default_rng(seed)
+    T, P, C = frames, slots, cameras
+    values: dict[str, object] = {
+        "tokens": tuple(f"token-{seed}-{t}" for t in range(T)),
+        "timestamp_us": np.arange(T, dtype=np.int64) * 500_000,
+        "global_from_ego": rng.normal(size=(T, 4, 4)),
+        "camera_valid": np.ones((T, C), bool),
+        "camera_timestamp_us": rng.integers(0, 2**60, (T, C)),
+        "camera_global_from_ego": rng.normal(size=(T, C, 4, 4)),
+        "ego_from_cam": rng.normal(size=(T, C, 4, 4)),
+        "K": rng.normal(size=(T, C, 3, 3)),
+        "image_from_raw": rng.normal(size=(T, C, 3, 3)),
+        "sweep_valid": np.ones((T, P, C), bool),
+        "sweep_timestamp_us": rng.integers(0, 2**60, (T, P, C)),
+        "sweep_global_from_ego": rng.normal(size=(T, P, C, 4, 4)),
+        "sweep_ego_from_cam": rng.normal(size=(T, P, C, 4, 4)),
+        "sweep_K": np.full((T, P, C, 3, 3), np.nan),
+        "max_image_bytes": 64,
+        "max_sweep_bytes": 32,
+        "max_lidar_points": 20,
+        "tags": ("night",),
+    }
+    return SceneTable(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_arrays(cue: str, frames: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+    """Random content for one block of one cue, whole ragged axes."""
+    default = {"C": 2, "P": 3, "H": 8, "W": 12, "h": 4, "w": 6, "L": 64, "S": 32, "N": 20, "M": 64}
+    axes = {**default, "X": 3, "Y": 4, "Z": 2, **(sizes or {})}
+    rng = np.random.default_rng([seed, frames, *cue.encode()])
+    arrays = {}
+    for spec in {**CUES, **TRUTH}[cue]:
+        shape = (frames, *(axes[n] if isinstance(n, str) else n for n in spec.shape))
+        dtype = np.dtype(spec.dtype)
+        if dtype.kind == "f":
+            arrays[spec.name] = rng.normal(size=shape).astype(dtype)
+        else:
+            arrays[spec.name] = rng.integers(0, 20, shape).astype(dtype)
+    return arrays
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CueStore:
+    """An empty store of `make_attributes`, scene `a` opened with five keyframes (blocks of 2, 2, 1)."""
+    made = CueStore.create(tmp_path / "store.zarr", make_attributes())
+    made.commit_init("a", make_table(), "init-1")
+    return made
+
+
+@pytest.fixture
+def commit() -> Callable[..., dict[str, np.ndarray]]:
+    """Commit random content: commit(store, cue, block, seed=0, scene="a") -> the arrays."""
+
+    def run(store: CueStore, cue: str, block: int, seed: int = 0, scene: str = "a") -> dict[str, np.ndarray]:
+        arrays = make_arrays(cue, len(store.blocks(scene)[block]), seed)
+        store.commit_block(UnitId(cue, scene, block), arrays, Provenance(f"fp-{seed}"))
+        return arrays
+
+    return run
