@@ -1,13 +1,16 @@
 """Rigid transforms named `dst_from_src`: 4x4 homogeneous matrices, for numpy arrays and torch tensors alike."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
 
 ArrayT = TypeVar("ArrayT", np.ndarray, torch.Tensor)
+
+Numbers = Sequence[float | int] | np.ndarray
+"""A few numbers, as a list, a tuple or an array (numpy's ArrayLike refuses tuples under run-time checking)."""
 
 
 def invert(dst_from_src: ArrayT) -> ArrayT:
@@ -62,7 +65,7 @@ def from_rotation_translation(
     return out
 
 
-def from_quaternion(wxyz: npt.ArrayLike, translation: npt.ArrayLike) -> Float[np.ndarray, "4 4"]:
+def from_quaternion(wxyz: Numbers, translation: Numbers) -> Float[np.ndarray, "4 4"]:
     """`dst_from_src` from a quaternion in (w, x, y, z) order (the order of nuScenes' tables) and a translation.
 
     The quaternion is normalised.
@@ -113,7 +116,7 @@ def to_quaternion(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "4"]:
     return q if q[0] >= 0 else -q
 
 
-def yaw_transform(yaw: float, translation: npt.ArrayLike) -> Float[np.ndarray, "4 4"]:
+def yaw_transform(yaw: float, translation: Numbers) -> Float[np.ndarray, "4 4"]:
     """`dst_from_src` that turns by `yaw` radians about z (counter-clockwise from above) and then translates."""
     c, s = np.cos(yaw), np.sin(yaw)
     rotation = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])

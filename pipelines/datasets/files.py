@@ -100,7 +100,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray] | None:
         return None
     size = file_size(path, "label file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # np.load leaves a file that it opened itself open when the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged label file ({size} bytes: {error}); {GET_IT_AGAIN}") from error
