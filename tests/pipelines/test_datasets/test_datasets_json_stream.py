@@ -66,7 +66,7 @@ def test_a_lost_bracket_does_not_pull_in_the_file(tmp_path: Path) -> None:
     path.write_text('[{"token" 1}, ' + ", ".join([good] * count) + "]")
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match="not JSON .*after 0 whole records"):
+        with pytest.raises(DataError, match=r"not JSON .*after 0 whole records"):
             list(stream_records(path))
         peak = tracemalloc.get_traced_memory()[1]
     finally:

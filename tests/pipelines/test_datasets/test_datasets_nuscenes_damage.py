@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ from pipelines.datasets.nuscenes import NuScenesLog
 from pipelines.datasets.records import DataError
 
 
+def _read_everything(root: Path) -> None:
+    reader = NuScenesLog(root)
+    for name in reader.scene_names():
+        reader.scene(name)
+
+
 def _fails(log: Any, *patterns: str) -> None:
     """Opening and reading both scenes raises one DataError that holds every pattern."""
     root = log.write()
     with pytest.raises(DataError) as caught:
-        reader = NuScenesLog(root)
-        for name in reader.scene_names():
-            reader.scene(name)
+        _read_everything(root)
     for pattern in patterns:
         assert pattern in str(caught.value)
 
