@@ -1,46 +1,21 @@
 """One unit of work in, one committed unit out: plain functions with no orchestrator; flows.py runs them as tasks."""
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from threading import Event
-from typing import Any
 
 from pipelines.block import extract_block, jpeg_bounds
 from pipelines.config import CuesConfig
-from pipelines.datasets.records import DataError
-from pipelines.plan import Plan, Work, fingerprint, plan
+from pipelines.plan import Plan, fingerprint, plan
 from pipelines.scene_table import scene_table
+from pipelines.schedule import ExtractReport, Progress, run_units
 from pipelines.workbench import workbench
 from storage.commit import CommitRecord, Provenance
 from storage.errors import CueMissing
 from storage.layout import INIT, UnitId
 from storage.store import CueStore
-
-
-@dataclass
-class ExtractReport:
-    """What an extraction did. `failed` and the two `skipped_` map a unit, scene or file to the reason."""
-
-    committed: int = 0
-    current: int = 0
-    seconds: float = 0.0
-    bytes: int = 0
-    interrupted: bool = False
-    failed: dict[str, str] = field(default_factory=dict)
-    skipped_scenes: dict[str, str] = field(default_factory=dict)
-    skipped_files: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def add(self, name: str, record: CommitRecord) -> None:
-        """Count a unit that was committed and keep what it says about itself."""
-        self.committed += 1
-        self.bytes += record.bytes
-        self.quality[name] = dict(record.provenance.quality)
-        self.notes += [f"{name}: {note}" for note in record.provenance.notes]
 
 
 def init_scene(config: CuesConfig, scene: str, truth: bool = False) -> CommitRecord:
@@ -107,7 +82,7 @@ def extract_log(
     config: CuesConfig,
     scenes: Sequence[str] | None = None,
     cues: Sequence[str] | None = None,
-    progress: Callable[[Work, str], None] | None = None,
+    progress: Progress | None = None,
     stop: Event | None = None,
 ) -> ExtractReport:
     """All open units of a log on this process's threads. What is committed stays, whatever ends the run.
@@ -115,7 +90,7 @@ def extract_log(
     Args:
         config: what to extract, with `runner.workers` threads.
         scenes, cues: only these, as for `plan`.
-        progress: called with a unit and "started", "committed" or "failed", from several threads.
+        progress: called with a unit and "started", "committed" or "failed".
         stop: when set, no further unit starts and the report says `interrupted`.
 
     Raises:
@@ -125,10 +100,17 @@ def extract_log(
     started = time.perf_counter()
     work = plan(config, scenes, cues)
     report = begin_report(config, work)
-    run = _Run(config, work, report, progress or (lambda work, state: None), stop or Event())
     with ThreadPoolExecutor(config.runner.workers, thread_name_prefix="cues") as pool:
         try:
-            run.drain(pool)
+            run_units(
+                work,
+                lambda item: pool.submit(extract_unit, config, item.unit, item.truth),
+                report,
+                width=config.runner.workers + 1,
+                fail_fast=config.on_error == "fail",
+                progress=progress,
+                stop=stop,
+            )
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -163,56 +145,6 @@ def code_version() -> str:
         return version("occflow")
     except PackageNotFoundError:
         return "source"
-
-
-@dataclass
-class _Run:
-    """Units of a plan on a thread pool, each after what it needs, no more queued than the threads can start on."""
-
-    config: CuesConfig
-    work: Plan
-    report: ExtractReport
-    tell: Callable[[Work, str], None]
-    halt: Event
-
-    def drain(self, pool: ThreadPoolExecutor) -> None:
-        waiting = {item.name: item for item in self.work.open}
-        running: dict[Future[CommitRecord], Work] = {}
-        while waiting or running:
-            if self.halt.is_set():
-                self.report.interrupted = bool(waiting) or self.report.interrupted
-                waiting.clear()
-            self._drop_orphans(waiting)
-            busy = set(waiting) | {item.name for item in running.values()}
-            for name, item in list(waiting.items()):
-                if len(running) <= self.config.runner.workers and not busy & set(item.needs):
-                    running[pool.submit(self._make, waiting.pop(name))] = item
-            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in done:
-                self._settle(running.pop(future), future)
-
-    def _make(self, item: Work) -> CommitRecord:
-        self.tell(item, "started")
-        return extract_unit(self.config, item.unit, item.truth)
-
-    def _settle(self, item: Work, future: Future[CommitRecord]) -> None:
-        try:
-            self.report.add(item.name, future.result())
-        except DataError as error:
-            self.tell(item, "failed")
-            if self.config.on_error == "fail":
-                raise
-            self.report.failed[item.name] = str(error)
-        else:
-            self.tell(item, "committed")
-
-    def _drop_orphans(self, waiting: dict[str, Work]) -> None:
-        for name, item in list(waiting.items()):
-            lost = [need for need in item.needs if need in self.report.failed]
-            if lost:
-                self.report.failed[name] = f"not made: {lost[0]}, which it is made from, failed"
-                del waiting[name]
-                self.tell(item, "failed")
 
 
 def _committed(store: CueStore, unit: UnitId) -> CommitRecord:

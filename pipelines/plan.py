@@ -97,7 +97,7 @@ def _with_upstream(bench: Workbench, cues: Sequence[str] | None) -> list[str]:
 def _scene_work(bench: Workbench, name: str, cues: Sequence[str]) -> list[Work]:
     scene = bench.raw_scene(name)
     inputs = bench.known_inputs(name)
-    units = [(UnitId(INIT, name), False, ())]
+    units: list[tuple[UnitId, bool, tuple[str, ...]]] = [(UnitId(INIT, name), False, ())]
     ranges = blocks(len(scene.keyframes), bench.config.block_keyframes)
     for cue in cues:
         if cue == "truth":

@@ -133,7 +133,11 @@ class Workbench:
     def _attributes(self, kind: str) -> StoreAttributes:
         log, config = self.log, self.config
         grid = log.occupancy_grid
-        described = {"lower": list(grid.lower), "upper": list(grid.upper), "shape": list(grid.shape)}
+        described: dict[str, list[float]] = {
+            "lower": list(grid.lower),
+            "upper": list(grid.upper),
+            "shape": list(grid.shape),
+        }
         return StoreAttributes(
             dataset=log.dataset,
             cameras=self.cameras,
