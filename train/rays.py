@@ -79,6 +79,7 @@ def camera_rays(
     """The rays through `pixels` of every camera; rays = cameras x pixels, camera-major. K in those pixels' units."""
     batch, cameras = K.shape[:2]
     along = camera_directions(K, pixels.expand(batch, cameras, -1, -1))
+    # Pixel directions have z = 1, so a metre along the ray is 1 / length metres of depth.
     length = torch.linalg.vector_norm(along, dim=-1)
     directions = rotate_vectors(ref_from_cam, along / length[..., None])
     origins = ref_from_cam[..., None, :3, 3].expand_as(directions)

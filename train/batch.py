@@ -1,0 +1,99 @@
+"""What one training step is given: tensors of one or several keyframes, and nothing that is ground truth."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int16, UInt8
+from torch import Tensor
+
+from model.fields import FrameInput
+
+
+class _Tensors:
+    """Moves and stacks dataclasses of tensors, dataclasses and None."""
+
+    def map(self, change: Any) -> Any:
+        """A copy with `change` applied to every tensor."""
+        return type(self)(**{f.name: _map(getattr(self, f.name), change) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """A copy on another device."""
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self) -> Any:
+        """A copy in page-locked memory."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
+
+def _map(value: Any, change: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, _Tensors):
+        return value.map(change)
+    if isinstance(value, FrameInput):
+        return FrameInput(*(change(tensor) for tensor in value))
+    return value
+
+
+@dataclass
+class View(_Tensors):
+    """One neighbour of every camera image; geometry as in neighbours.ViewGeometry, images at render size.
+
+    `images` is None for a flow target, which is only projected into.
+    """
+
+    cam_from_ref: Float[Tensor, "*batch cameras 4 4"]
+    K: Float[Tensor, "*batch cameras 3 3"]
+    interval: Float[Tensor, "*batch cameras"]
+    valid: Bool[Tensor, "*batch cameras"]
+    images: UInt8[Tensor, "*batch cameras 3 h w"] | None = None
+
+
+@dataclass
+class FlowTarget(_Tensors):
+    """An optical flow cue on the current render grid: int16 in 1/64 pixel, where it is known, and where it ends."""
+
+    flow: Int16[Tensor, "*batch cameras 2 h w"]
+    known: Bool[Tensor, "*batch cameras h w"]
+    view: View
+
+
+@dataclass
+class Batch(_Tensors):
+    """Keyframes and their cues. Ego frame at LiDAR time of the current keyframe; metres; render pixels.
+
+    frames: what the network sees. images, K, ref_from_cam, camera_valid: the current keyframe's cameras at render size.
+    earlier, later: photometric neighbours. flow_next, flow_back: flow cues, None when the run does not use them.
+    movable: things that could move, None when not used. lidar_points, lidar_valid, lidar_origin: the returns drawn
+    for this step, None for camera-only runs.
+    """
+
+    frames: FrameInput
+    images: UInt8[Tensor, "*batch cameras 3 h w"]
+    K: Float[Tensor, "*batch cameras 3 3"]
+    ref_from_cam: Float[Tensor, "*batch cameras 4 4"]
+    camera_valid: Bool[Tensor, "*batch cameras"]
+    earlier: View
+    later: View
+    flow_next: FlowTarget | None
+    flow_back: FlowTarget | None
+    movable: Bool[Tensor, "*batch cameras h w"] | None
+    lidar_points: Float[Tensor, "*batch returns 3"] | None
+    lidar_valid: Bool[Tensor, "*batch returns"] | None
+    lidar_origin: Float[Tensor, "*batch 3"] | None
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """Samples stacked along a new first axis."""
+    first = samples[0]
+    if isinstance(first, Tensor):
+        return torch.stack(list(samples))
+    if isinstance(first, FrameInput):
+        return FrameInput(*(collate(parts) for parts in zip(*samples, strict=True)))
+    if isinstance(first, _Tensors):
+        parts = {f.name: collate([getattr(s, f.name) for s in samples]) for f in dataclasses.fields(first)}  # type: ignore[arg-type]
+        return type(first)(**parts)
+    return first

@@ -1,0 +1,78 @@
+"""Checkpoint folders: the network, the run's configuration, and what training needs to go on exactly."""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint import CheckpointError, load_weights, save_model
+from model.network import OccFlow
+from train.config import TrainConfig, dump_config, load_config
+
+CONFIG_NAME = "config.yaml"
+TRAINING_NAME = "training.pt"
+
+
+@dataclass
+class TrainingState:
+    """Where a stage stands. `finished` is true once its limit was reached."""
+
+    stage: int
+    step: int
+    seconds: float
+    finished: bool
+    optimiser: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, network: OccFlow, config: TrainConfig, state: TrainingState) -> Path:
+    """Write a checkpoint folder, replacing an older one only when the new one is whole; returns `folder`."""
+    writing = folder.with_name(f"{folder.name}.writing")
+    shutil.rmtree(writing, ignore_errors=True)
+    save_model(network, writing)
+    (writing / CONFIG_NAME).write_text(dump_config(config))
+    torch.save(asdict(state), writing / TRAINING_NAME)
+    for path in writing.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    old = folder.with_name(f"{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    writing.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint at `folder`, or the one before it where a kill hit between the two renames."""
+    for candidate in (folder, folder.with_name(f"{folder.name}.old")):
+        if (candidate / TRAINING_NAME).is_file():
+            return candidate
+    return None
+
+
+def load_state(folder: Path) -> TrainingState:
+    """The training state of a checkpoint. Raises CheckpointError."""
+    path = folder / TRAINING_NAME
+    try:
+        return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, TypeError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as training state ({error}); train again into another folder"
+        ) from error
+
+
+def load_model(folder: str | Path) -> tuple[OccFlow, TrainConfig]:
+    """Network (on the CPU, in evaluation mode) and configuration of a checkpoint folder.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another configuration.
+        ConfigError: config.yaml is not a configuration of this version.
+    """
+    config = load_config(Path(folder) / CONFIG_NAME)
+    network = OccFlow(config.model)
+    load_weights(network, folder)
+    return network.eval(), config

@@ -1,0 +1,304 @@
+"""Keyframes as training samples: read from the store, drawn from seeds, re-centred on the current ego pose."""
+
+import fnmatch
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from geometry.cameras import scale_intrinsics
+from geometry.grid import VoxelGrid
+from model.fields import FrameInput
+from storage.errors import CueMissing
+from storage.reader import StoreReader
+from storage.schema import StoreAttributes
+from train.batch import Batch, FlowTarget, View, collate
+from train.config import ConfigError, TrainConfig
+from train.frames import ByteCache, CachedScene, render_factor, require_no_lidar
+from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
+
+log = logging.getLogger(__name__)
+_FRAMES = re.compile(r"(?P<scene>.+?)(:(?P<first>\d+)(-(?P<last>\d+))?)?")
+
+
+class Exclusion:
+    """The configuration's `data.exclude`: `scene`, `scene:t` or `scene:first-last`; scene names may be patterns."""
+
+    def __init__(self, entries: tuple[str, ...]) -> None:
+        self._rules: list[tuple[str, int, float]] = []
+        for entry in entries:
+            match = _FRAMES.fullmatch(entry)
+            if match is None:
+                raise ConfigError(f"data.exclude has {entry!r}; expected scene, scene:t or scene:first-last")
+            first, last = match["first"], match["last"]
+            low = int(first) if first else 0
+            self._rules.append((match["scene"], low, int(last) if last else low if first else float("inf")))
+
+    def __call__(self, scene: str, t: int) -> bool:
+        """Whether this keyframe (and the sweeps after it) is excluded."""
+        return any(fnmatch.fnmatchcase(scene, name) and low <= t <= high for name, low, high in self._rules)
+
+
+def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
+    """Cues without which a keyframe cannot be trained on in this stage."""
+    switches, cues = config.ablation, ["images"]
+    if config.data.neighbour.sweeps:
+        cues.append("sweeps")
+    if switches.lidar:
+        cues.append("lidar")
+    if stage == 2 and (switches.flow_supervision or switches.dynamic_disentanglement):
+        cues.append("flow_next")
+        if switches.dynamic_disentanglement:
+            cues.append("masks")
+        if switches.flow_supervision and switches.backward_static_flow:
+            cues.append(f"flow_{config.data.backward_cue}")
+    return tuple(cues)
+
+
+def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> list[tuple[str, int]]:
+    """(scene, keyframe) pairs this stage trains on: chosen, not excluded, every cue that is needed committed.
+
+    Raises:
+        ConfigError: data.scenes matches no scene of the store, or everything is excluded.
+        CueMissing: a needed cue is committed nowhere (it names the command that makes it), or comes from LiDAR in a
+            camera-only run.
+    """
+    patterns, excluded = config.data.scenes or ("*",), Exclusion(config.data.exclude)
+    names = [name for name in reader.scenes() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    if not names:
+        found = ", ".join(reader.scenes()[:5]) or "none"
+        raise ConfigError(f"data.scenes = {list(patterns)}: matches no scene of {reader.path}; it has: {found}")
+    cues = needed_cues(config, stage)
+    missing: Counter[str] = Counter()
+    frames, considered = [], 0
+    for name in names:
+        scene = reader.scene(name)
+        for t in range(scene.length):
+            if excluded(name, t) or not scene.table.camera_valid[t].any():
+                continue
+            considered += 1
+            absent = [cue for cue in cues if not scene.has(cue, t)]
+            missing.update(absent)
+            if not absent:
+                frames.append((name, t))
+    if not considered:
+        raise ConfigError(f"data.exclude = {list(config.data.exclude)} leaves no keyframe of {len(names)} scene(s)")
+    if not frames:
+        worst = " ".join(cue for cue in cues if missing[cue])
+        raise CueMissing(
+            f"{reader.path}: stage {stage} needs {', '.join(cues)}, and no keyframe has all of them; missing: "
+            f"{dict(missing)}. Run `occflow cues <config> --cues {worst}`, or switch off what needs them."
+        )
+    if missing:
+        log.warning(
+            "%d of %d keyframes left out: %s not committed", considered - len(frames), considered, dict(missing)
+        )
+    if not config.ablation.lidar:
+        derived = tuple(cue for cue in cues if cue not in ("images", "sweeps"))
+        for name, t in frames:
+            require_no_lidar(reader.scene(name), derived, t)
+    return frames
+
+
+class KeyframeDataset(Dataset[Batch]):
+    """Samples by (draw, frame): `frame` indexes `frames`, `draw` seeds everything that is drawn.
+
+    The store is opened by whichever process reads first, so the data set pickles into spawned workers.
+    """
+
+    def __init__(self, config: TrainConfig, stage: int, frames: list[tuple[str, int]], cache_bytes: int) -> None:
+        self.config, self.stage, self.frames = config, stage, frames
+        self._cues = needed_cues(config, stage)
+        self._cache_bytes = cache_bytes
+        self._grid = config.model.grid.build()
+        self._excluded = Exclusion(config.data.exclude)
+        self._reader: StoreReader | None = None
+        self._scenes: dict[str, CachedScene] = {}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_reader": None, "_scenes": {}}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        draw, frame = key
+        name, t = self.frames[frame]
+        rng = np.random.default_rng([self.config.seed, self.stage, draw])
+        return self._sample(self._scene(name), t, rng)
+
+    def _scene(self, name: str) -> CachedScene:
+        if self._reader is None:
+            self._reader = StoreReader(self.config.store)
+            self._cache = ByteCache(self._cache_bytes)
+            self._factor = render_factor(self._reader)
+        if name not in self._scenes:
+            self._scenes[name] = CachedScene(self._reader.scene(name), self._cache, self._factor)
+        return self._scenes[name]
+
+    def _sample(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Batch:
+        queue = scene.queue(t, self.config.model.fusion.history + 1)
+        valid = queue["camera_valid"][-1]
+        points, there, origin = self._lidar(scene, t, rng)
+        images = self._stack(valid, lambda c: scene.render_image(t, c))
+        next_cue = self._flow(scene, "next", t, valid) if "flow_next" in self._cues else None
+        back_slot = self.config.data.backward_cue
+        return Batch(
+            frames=FrameInput(**{key: torch.from_numpy(value) for key, value in queue.items()}),
+            images=images,
+            K=torch.from_numpy(scale_intrinsics(queue["K"][-1], 1 / self._factor, 1 / self._factor)),
+            ref_from_cam=torch.from_numpy(queue["ref_from_cam"][-1]),
+            camera_valid=torch.from_numpy(valid),
+            earlier=self._view(scene, t, self._neighbour(scene, t, "earlier", rng)),
+            later=self._view(scene, t, self._later(scene, t, rng)),
+            flow_next=next_cue,
+            flow_back=self._flow(scene, back_slot, t, valid) if f"flow_{back_slot}" in self._cues else None,
+            movable=self._movable(scene, t, valid) if "masks" in self._cues else None,
+            lidar_points=points,
+            lidar_valid=there,
+            lidar_origin=origin,
+        )
+
+    def _usable(self, scene: CachedScene, neighbour: Neighbour) -> bool:
+        cue = "images" if neighbour.sweep == KEYFRAME else "sweeps"
+        return not self._excluded(scene.name, neighbour.t) and scene.has(cue, neighbour.t)
+
+    def _neighbour(self, scene: CachedScene, t: int, direction: str, rng: np.random.Generator) -> Neighbour | None:
+        rule = self.config.data.neighbour
+        return draw_neighbour(scene.table, t, direction, rule, lambda n: self._usable(scene, n), rng)  # type: ignore[arg-type]
+
+    def _later(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Neighbour | None:
+        """Stage 1: drawn. Stage 2: the next keyframe, where the flow cue ends."""
+        if self.stage == 1:
+            return self._neighbour(scene, t, "later", rng)
+        following = Neighbour(t + 1)
+        return following if t + 1 < scene.table.length and self._usable(scene, following) else None
+
+    def _view(self, scene: CachedScene, t: int, neighbour: Neighbour | None) -> View:
+        view = self._geometry(scene, t, neighbour)
+        if neighbour is None or neighbour.sweep == KEYFRAME:
+            k = t if neighbour is None else neighbour.t
+            view.images = self._stack(view.valid.numpy(), lambda c: scene.render_image(k, c))
+        else:
+            view.images = self._stack(view.valid.numpy(), lambda c: scene.sweep_image(neighbour.t, neighbour.sweep, c))
+        return view
+
+    def _geometry(self, scene: CachedScene, t: int, neighbour: Neighbour | None) -> View:
+        interval = self._attributes.keyframe_interval_s
+        view = view_geometry(scene.table, t, neighbour, 1 / self._factor, interval)
+        return View(**{key: torch.from_numpy(value) for key, value in vars(view).items()})
+
+    @property
+    def _attributes(self) -> StoreAttributes:
+        assert self._reader is not None
+        return self._reader.attributes
+
+    def _stack(self, valid: np.ndarray, read: Callable[[int], np.ndarray]) -> torch.Tensor:
+        """Images (C, 3, h, w) at render size, black where the camera is missing."""
+        images = np.zeros((len(valid), 3, *self._attributes.render_size), dtype=np.uint8)
+        for c in np.flatnonzero(valid):
+            images[c] = read(int(c))
+        return torch.from_numpy(images)
+
+    def _movable(self, scene: CachedScene, t: int, valid: np.ndarray) -> torch.Tensor:
+        movable = np.zeros((len(valid), *self._attributes.render_size), dtype=bool)
+        for c in np.flatnonzero(valid):
+            movable[c] = scene.movable(t, int(c), self.config.data.min_mask_score)
+        return torch.from_numpy(movable)
+
+    def _flow(self, scene: CachedScene, slot: str, t: int, valid: np.ndarray) -> FlowTarget:
+        """The slot's cue. Each camera's target may be another image: geometry is gathered camera by camera."""
+        size = self._attributes.render_size
+        flow = np.zeros((len(valid), 2, *size), dtype=np.int16)
+        known = np.zeros((len(valid), *size), dtype=bool)
+        targets: dict[Neighbour | None, list[int]] = {None: []}
+        for c in range(len(valid)):
+            target = None
+            if valid[c]:
+                cue = scene.flow(slot, t, c, self.config.data.min_flow_confidence)
+                target = Neighbour(cue.target_frame, cue.target_sweep) if cue.target_frame >= 0 else None
+                if target is not None and self._excluded(scene.name, target.t):
+                    target = None
+                if target is not None:
+                    flow[c], known[c] = cue.flow, cue.known
+            targets.setdefault(target, []).append(c)
+        view = self._geometry(scene, t, None)
+        for target, cameras in targets.items():
+            if target is not None:
+                there = self._geometry(scene, t, target)
+                for name in ("cam_from_ref", "K", "interval", "valid"):
+                    getattr(view, name)[cameras] = getattr(there, name)[cameras]
+        flow[~known[:, None].repeat(2, axis=1)] = 0
+        return FlowTarget(flow=torch.from_numpy(flow), known=torch.from_numpy(known), view=view)
+
+    def _lidar(
+        self, scene: CachedScene, t: int, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | tuple[None, None, None]:
+        """Returns inside the volume, `rays.lidar` of them drawn without replacement, padded where there are fewer."""
+        if "lidar" not in self._cues:
+            return None, None, None
+        points, origin = scene.lidar(t)
+        return draw_returns(points, origin, self._grid, self.config.rays.lidar, rng)
+
+
+def draw_returns(
+    points: np.ndarray, origin: np.ndarray, grid: VoxelGrid, count: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`count` of the returns (n, 3) inside the volume: points (count, 3), valid (count,), origin (3,)."""
+    inside = np.flatnonzero(grid.contains(points.astype(np.float64)))
+    chosen = rng.permutation(inside)[:count]
+    drawn, valid = np.zeros((count, 3), dtype=np.float32), np.zeros(count, dtype=bool)
+    drawn[: len(chosen)], valid[: len(chosen)] = points[chosen], True
+    finite = np.nan_to_num(np.asarray(origin, dtype=np.float32))
+    return torch.from_numpy(drawn), torch.from_numpy(valid), torch.from_numpy(finite)
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Keys (draw, frame) of each step from `start` on: a function of seed, stage, step and rank alone.
+
+    So a run that was interrupted goes on with exactly the samples it would have seen. Every epoch is a permutation of
+    the frames; a batch may straddle two epochs.
+    """
+
+    def __init__(
+        self, frames: int, batch: int, seed: int, stage: int, start: int, stop: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.frames, self.batch, self.seed, self.stage = frames, batch, seed, stage
+        self.start, self.stop, self.rank, self.world = start, stop, rank, world
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, np.arange(0)
+        for step in range(self.start, self.stop):
+            keys = []
+            for b in range(self.batch):
+                draw = (step * self.world + self.rank) * self.batch + b
+                if draw // self.frames != epoch:
+                    epoch = draw // self.frames
+                    order = np.random.default_rng([self.seed, self.stage, epoch, 1]).permutation(self.frames)
+                keys.append((draw, int(order[draw % self.frames])))
+            yield keys
+
+
+def build_loader(
+    config: TrainConfig, stage: int, frames: list[tuple[str, int]], start: int, stop: int, rank: int = 0, world: int = 1
+) -> DataLoader[Batch]:
+    """Batches of steps `start`..`stop`-1. Workers start by spawn: a forked one would share the store's open files."""
+    workers = config.data.workers
+    dataset = KeyframeDataset(config, stage, frames, config.data.cache_mb * 2**20 // max(1, workers))
+    sampler = StepSampler(len(frames), config.run.batch, config.seed, stage, start, stop, rank, world)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+        persistent_workers=False,
+        pin_memory=torch.cuda.is_available() and config.run.accelerator != "cpu",
+    )

@@ -1,0 +1,152 @@
+"""Decoded frames of a store at the sizes training needs, kept in a bounded cache."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int16, UInt8
+
+from storage.errors import CueMissing, StoreError
+from storage.queue import queue_arrays
+from storage.reader import SceneReader, StoreReader
+from storage.schema import INVALID_FLOW, MASK_TABLE_FIELDS, SceneTable
+
+_ID, _SCORE = MASK_TABLE_FIELDS.index("id"), MASK_TABLE_FIELDS.index("score")
+
+
+class ByteCache:
+    """Least recently used arrays up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._entries: OrderedDict[tuple, tuple[np.ndarray, ...]] = OrderedDict()
+
+    def get(self, key: tuple, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        """The arrays kept under `key`, made if they are not there. Read-only: everybody gets the same arrays."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        value = make()
+        size = sum(array.nbytes for array in value)
+        if size <= self.limit:
+            for array in value:
+                array.setflags(write=False)
+            self._entries[key] = value
+            self.size += size
+            while self.size > self.limit:
+                _, dropped = self._entries.popitem(last=False)
+                self.size -= sum(array.nbytes for array in dropped)
+        return value
+
+
+@dataclass(frozen=True)
+class StoredFlow:
+    """A flow cue of one camera: int16 (2, h, w) in 1/64 render pixel, known (h, w), and the image it ends in."""
+
+    flow: Int16[np.ndarray, "2 h w"]
+    known: Bool[np.ndarray, "h w"]
+    target_frame: int
+    target_sweep: int
+
+
+class CachedScene:
+    """One scene's decoded frames. `t` keyframe, `c` camera, `p` sweep slot, as in the store."""
+
+    def __init__(self, scene: SceneReader, cache: ByteCache, factor: int) -> None:
+        self.name = scene.name
+        self.table: SceneTable = scene.table
+        self._scene, self._cache, self._factor = scene, cache, factor
+
+    def has(self, cue: str, t: int) -> bool:
+        """Whether the cue is committed at this keyframe."""
+        return self._scene.has(cue, t)
+
+    def image(self, t: int, c: int) -> UInt8[np.ndarray, "H W 3"]:
+        """RGB at network size."""
+        return self._cache.get((self.name, "image", t, c), lambda: (self._scene.image(t, c),))[0]
+
+    def queue(self, t: int, length: int) -> dict[str, np.ndarray]:
+        """The network's input at keyframe t, storage.queue.queue_arrays' keys."""
+        return queue_arrays(self, t, length)
+
+    def render_image(self, t: int, c: int) -> UInt8[np.ndarray, "3 h w"]:
+        """Keyframe image at render size: network pixels averaged."""
+        f = self._factor
+
+        def make() -> tuple[np.ndarray, ...]:
+            image = self._scene.image(t, c)
+            if f > 1:
+                height, width, _ = image.shape
+                blocks = image.reshape(height // f, f, width // f, f, 3).mean(axis=(1, 3), dtype=np.float32)
+                image = np.round(blocks).astype(np.uint8)
+            return (np.ascontiguousarray(image.transpose(2, 0, 1)),)
+
+        return self._cache.get((self.name, "render", t, c), make)[0]
+
+    def sweep_image(self, t: int, p: int, c: int) -> UInt8[np.ndarray, "3 h w"]:
+        """Sweep image at render size."""
+
+        def make() -> tuple[np.ndarray, ...]:
+            return (np.ascontiguousarray(self._scene.sweep_image(t, p, c).transpose(2, 0, 1)),)
+
+        return self._cache.get((self.name, "sweep", t, p, c), make)[0]
+
+    def movable(self, t: int, c: int, min_score: float) -> Bool[np.ndarray, "h w"]:
+        """Where a movable thing is, at render size (the network-size mask at each render pixel's middle)."""
+        f = self._factor
+
+        def make() -> tuple[np.ndarray, ...]:
+            instance = self._scene.masks(t, c)[f // 2 :: f, f // 2 :: f]
+            if min_score <= 0:
+                return (instance > 0,)
+            table = self._scene.mask_table(t, c)
+            return (np.isin(instance, table[table[:, _SCORE] >= min_score, _ID].astype(instance.dtype)),)
+
+        return self._cache.get((self.name, "movable", t, c), make)[0]
+
+    def flow(self, slot: str, t: int, c: int, min_confidence: int) -> StoredFlow:
+        """Flow cue of a slot; unknown wherever there is no correspondence or too little confidence."""
+
+        def make() -> tuple[np.ndarray, ...]:
+            cue = self._scene.flow(slot, t, c)
+            known = (cue.flow[0] != INVALID_FLOW) & (cue.confidence >= min_confidence) & (cue.target_frame >= 0)
+            return np.array(cue.flow), known, np.array([cue.target_frame, cue.target_sweep])
+
+        flow, known, target = self._cache.get((self.name, slot, t, c), make)
+        return StoredFlow(flow, known, int(target[0]), int(target[1]))
+
+    def lidar(self, t: int) -> tuple[Float32[np.ndarray, "n 3"], Float32[np.ndarray, " 3"]]:
+        """Finite LiDAR returns and the sensor's origin, ego frame, metres."""
+
+        def make() -> tuple[np.ndarray, ...]:
+            cue = self._scene.lidar(t)
+            points = np.ascontiguousarray(cue.points[:, :3])
+            return points[np.isfinite(points).all(axis=1)], np.array(cue.origin)
+
+        points, origin = self._cache.get((self.name, "lidar", t), make)
+        return points, origin
+
+
+def render_factor(reader: StoreReader) -> int:
+    """Network size / render size. Raises StoreError unless it is one whole number."""
+    (height, width), (h, w) = reader.attributes.network_size, reader.attributes.render_size
+    if height % h or width % w or height // h != width // w:
+        raise StoreError(
+            f"{reader.path}: render size {(h, w)} does not divide network size {(height, width)} by one whole number; "
+            "extract the cues with sizes that do"
+        )
+    return height // h
+
+
+def require_no_lidar(scene: SceneReader, cues: tuple[str, ...], t: int) -> None:
+    """Raise CueMissing when a cue of a camera-only run was made from LiDAR, directly or through its upstream."""
+    for cue in cues:
+        upstream = scene.record(cue, t).provenance.upstream
+        if "lidar" in upstream:
+            raise CueMissing(
+                f"scene {scene.name!r}: cue {cue!r} was made from LiDAR, and this run is camera only "
+                "(ablation.lidar is false). Extract it again with a camera-only cue configuration into another store, "
+                "or set ablation.lidar=true."
+            )

@@ -1,0 +1,236 @@
+"""Both stages from configuration to checkpoints: `train(config)`; interruptible, and exactly resumable."""
+
+import logging
+import math
+import shutil
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from model.checkpoint import CheckpointError, load_weights, save_model
+from model.network import OccFlow
+from storage.reader import StoreReader
+from train.checkpoint import CONFIG_NAME, TrainingState, find_checkpoint, load_state, save_checkpoint
+from train.config import ConfigError, StageConfig, TrainConfig, dump_config, load_config
+from train.data import build_loader, training_frames
+from train.module import StageModule
+from train.progress import Reporter
+
+log = logging.getLogger(__name__)
+_ENDLESS = 10**9
+"""Steps of a stage that only time ends."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage of a run: its checkpoint folder, whether it reached its end, and the total loss of this call's steps."""
+
+    stage: int
+    checkpoint: Path
+    finished: bool
+    steps: int
+    seconds: float
+    losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run: the untrained network's folder and the stages in order. `finished` is false after an interruption."""
+
+    out: Path
+    untrained: Path
+    stages: tuple[StageResult, ...]
+    finished: bool
+    seconds: float
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last stage's checkpoint folder."""
+        return self.stages[-1].checkpoint
+
+
+class Keeper(pl.Callback):
+    """Saves every `seconds`, at the end, and on SIGTERM, which ends the run in order after the step under way."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self.folder, self.config = folder, config
+        self.interrupted = False
+        self._saved = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take SIGTERM over from Lightning, whose handler raises in the middle of an epoch; it restores the old one."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop where a limit or a signal says so; save where it is time."""
+        assert isinstance(pl_module, StageModule)
+        if self.interrupted or pl_module.progress >= 1:
+            trainer.should_stop = True
+        elif time.monotonic() - self._saved > self.config.run.checkpoint_seconds:
+            self.save(trainer, pl_module, finished=False)
+
+    def save(self, trainer: pl.Trainer, module: StageModule, *, finished: bool) -> None:
+        """Write the stage's checkpoint (rank 0)."""
+        if trainer.is_global_zero:
+            optimiser = trainer.optimizers[0].state_dict() if not finished else {}
+            state = TrainingState(module.stage, module.step, module.seconds, finished, optimiser)
+            save_checkpoint(self.folder, module.network, self.config, state)
+        self._saved = time.monotonic()
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
+    """Train both stages (or the second alone, without `ablation.two_stage`) from the store into `config.out`.
+
+    Writes `untrained/`, `stage1/`, `stage2/` (checkpoint folders), `tensorboard/` and `config.yaml`. SIGTERM saves a
+    checkpoint and returns with `finished` false; `train(config, resume=True)` then goes on as if nothing had happened,
+    and returns at once where everything is done.
+
+    Raises:
+        ConfigError: `config.out` already holds a run and `resume` is false, or it holds a run of another configuration.
+        StoreError, CueMissing: the store cannot be read or lacks a cue that the configuration needs.
+        CheckpointError: a checkpoint to go on from is damaged.
+    """
+    started = time.monotonic()
+    _prepare(config, resume)
+    network = _initial_network(config)
+    results: list[StageResult] = []
+    for stage in (1, 2) if config.ablation.two_stage else (2,):
+        results.append(run_stage(config, stage, network, resume=resume))
+        if not results[-1].finished:
+            break
+    finished = all(result.finished for result in results) and results[-1].stage == 2
+    return RunResult(config.out, config.out / "untrained", tuple(results), finished, time.monotonic() - started)
+
+
+def run_stage(config: TrainConfig, stage: int, network: OccFlow, *, resume: bool = False) -> StageResult:
+    """Train `network` in place through one stage; its checkpoint folder is `config.out/stage<stage>`."""
+    folder = config.out / f"stage{stage}"
+    state = TrainingState(stage, step=0, seconds=0.0, finished=False)
+    found = find_checkpoint(folder) if resume else None
+    if found is not None:
+        state = load_state(found)
+        load_weights(network, found)
+        if state.finished:
+            return StageResult(stage, folder, True, state.step, state.seconds)
+    frames = training_frames(config, stage, StoreReader(config.store))
+    trainer_options = _trainer_options(config)
+    keeper = Keeper(folder, config)
+    with _quiet():
+        trainer = pl.Trainer(callbacks=[Reporter(config.run.log_every, config.run.progress), keeper], **trainer_options)
+        settings = config.stage1 if stage == 1 else config.stage2
+        total = stage_steps(settings, len(frames), config.run.batch * trainer.world_size)
+        module = StageModule(config, stage, network.train(), total)
+        module.step, module.seconds_before = state.step, state.seconds
+        module.optimiser_state = state.optimiser or None
+        loader = build_loader(config, stage, frames, state.step, total, trainer.global_rank, trainer.world_size)
+        if module.progress < 1:
+            trainer.fit(module, loader)
+        finished = not keeper.interrupted
+        keeper.save(trainer, module, finished=finished)
+    return StageResult(stage, folder, finished, module.step, module.seconds, module.totals)
+
+
+def stage_steps(settings: StageConfig, frames: int, global_batch: int) -> int:
+    """Optimiser steps of a stage: the lower of its epochs and its max_steps; endless where only time limits it."""
+    by_epochs = math.ceil(settings.epochs * frames / global_batch) if settings.epochs else _ENDLESS
+    return max(1, min(by_epochs, settings.max_steps or _ENDLESS))
+
+
+def _prepare(config: TrainConfig, resume: bool) -> None:
+    """Make the run's folder, or check that what it holds is this run."""
+    path = config.out / CONFIG_NAME
+    if path.is_file():
+        if not resume:
+            raise ConfigError(f"{config.out}: already holds a run; go on with it (resume), or give another `out`")
+        changed = _differences(load_config(path), config)
+        if changed:
+            raise ConfigError(
+                f"{path}: this run was started with other values, so going on would mix two: {'; '.join(changed)}. "
+                "Resume with the old values, or give another `out`"
+            )
+    config.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump_config(config))
+
+
+def _differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Keys that differ and may not: all but where things lie, the machine's side and the stages' lengths."""
+    lengths = {stage: {"epochs", "max_steps", "max_seconds"} for stage in ("stage1", "stage2")}
+    free = {"store": True, "out": True, "run": True, **lengths}
+    before, after = (_flatten(c.model_dump(mode="json", exclude=free)) for c in (old, new))
+    return [f"{key} was {before[key]!r}, is {after.get(key)!r}" for key in before if before[key] != after.get(key)]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= inner
+    return flat
+
+
+def _initial_network(config: TrainConfig) -> OccFlow:
+    """The network from the seed; kept in `untrained/` as the baseline that training is measured against."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = OccFlow(config.model)
+    folder = config.out / "untrained"
+    try:
+        load_weights(network, folder)
+    except CheckpointError:
+        shutil.rmtree(folder, ignore_errors=True)
+        save_model(network, folder)
+        (folder / CONFIG_NAME).write_text(dump_config(config))
+    return network
+
+
+def _trainer_options(config: TrainConfig) -> dict[str, Any]:
+    run = config.run
+    several = run.devices != 1 and run.accelerator != "cpu" and torch.cuda.device_count() > 1
+    return {
+        "accelerator": run.accelerator,
+        "devices": run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1,
+        "precision": run.precision,
+        "strategy": "ddp" if several else "auto",
+        "max_epochs": 1,
+        "logger": TensorBoardLogger(save_dir=config.out, name="tensorboard", version=""),
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "log_every_n_steps": 1,
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its advertisements: what it says here is either known or of no use to the reader."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for module in (r"lightning\..*", r"torch\.utils\.tensorboard.*", r"tensorboard\..*"):
+                warnings.filterwarnings("ignore", module=module)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

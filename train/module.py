@@ -1,0 +1,194 @@
+"""One stage of training as a Lightning module; `training_step` is the method in a paragraph."""
+
+import time
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from model.network import OccFlow
+from train.batch import Batch
+from train.cast import CameraCast, cast_camera_rays
+from train.config import StageConfig, TrainConfig
+from train.losses.dynamic import Motion
+from train.losses.photometric import photometric_loss
+from train.losses.regularise import hessian
+from train.losses.total import LossTerms
+from train.rays import draw_ray_grid
+from train.schedule import build_optimiser, rate_factor, set_rates
+from train.supervise import (
+    calm_static,
+    compare_with,
+    eikonal_everywhere,
+    everything_free,
+    everything_static,
+    matter_behind,
+    matter_on_jittered_grid,
+    separate_motion,
+    smooth_depth,
+    smooth_flow,
+    supervise_flow,
+    supervise_ranges,
+)
+
+STAGES = {1: "stage1", 2: "stage2"}
+
+
+class StageModule(pl.LightningModule):
+    """Trains a network through one stage.
+
+    `step` counts the stage's optimiser steps over all its interruptions; everything random in a step is seeded by it.
+    """
+
+    def __init__(self, config: TrainConfig, stage: int, network: OccFlow, total_steps: int) -> None:
+        super().__init__()
+        self.config, self.stage, self.network, self.total_steps = config, stage, network, total_steps
+        self.settings: StageConfig = config.stage1 if stage == 1 else config.stage2
+        self.step = 0
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+        self.skipped = 0
+        self.numbers: dict[str, float] = {}
+        self.totals: list[float] = []
+        self.optimiser_state: dict | None = None
+        # Where nothing is measured about motion its head would get no gradient at all.
+        network.flow_head.requires_grad_(stage == 2)
+        network.renderer.temperature.freeze(stage == 2 and config.ablation.two_stage)
+
+    def training_step(self, batch: Batch, index: int) -> Float[Tensor, ""]:
+        """One step of the method: predict the fields, render them, see what moves, compare with every cue (eq. 12)."""
+        loss, far, generator = self.config.loss, self.config.rays.far_sample, self._generator()
+        terms = LossTerms()
+
+        # From three keyframes to the fields of geometry and motion, and along camera rays back to images (eqs. 1-7, 13).
+        fields = self.network(batch.frames)
+        cast = self._cast(fields, batch, generator)
+
+        # What moves: rays whose flow cue disagrees with depth and ego-motion, on movable things (eq. 10).
+        motion = self._motion(cast, batch)
+
+        # Photometric reprojection into an earlier and a later image (eq. 8); the earlier one judges static rays only.
+        earlier_rays = motion.static if self._disentangled else cast.usable
+        earlier = compare_with(cast, batch.earlier, motion, earlier_rays)
+        later = compare_with(cast, batch.later, motion, cast.usable)
+        photo = photometric_loss([earlier, later], loss.neighbours, loss.automask)
+        terms.add(
+            "photometric", photo.loss, loss.photometric,
+            compared=photo.rays, dropped=photo.dropped, stationary=photo.stationary,
+        )  # fmt: skip
+
+        # Optical flow, static and dynamic part (eqs. 9, 11); static things have no motion of their own.
+        if self.stage == 2:
+            if self.config.ablation.flow_supervision:
+                flow = supervise_flow(cast, batch, motion, self.config)
+                terms.add(
+                    "flow", flow.total, loss.flow,
+                    static=flow.static_rays, dynamic=flow.dynamic_rays, dropped=flow.dropped, gamma=flow.gamma,
+                )  # fmt: skip
+            terms.add("dreg", calm_static(cast, motion, loss), loss.dreg)
+            terms.add("smooth_flow", smooth_flow(cast), loss.smooth_flow)
+
+        # LiDAR rays, cast from where they were measured.
+        if batch.lidar_points is not None:
+            ranges, returns = supervise_ranges(
+                fields, self.network.renderer, batch, step=self._anneal_step, far_sample=far, generator=generator
+            )
+            terms.add("lidar", ranges, loss.lidar, returns=returns)
+
+        # A signed distance field, smooth, with matter only where something was seen (eq. 15 and B.6).
+        samples = loss.eikonal_samples
+        terms.add("eikonal", eikonal_everywhere(fields, cast, samples, generator), loss.eikonal)
+        terms.add("hessian", hessian(fields.sdf, fields.grid.voxel_size), loss.hessian)
+        terms.add("smooth_depth", smooth_depth(cast), loss.smooth_depth)
+        terms.add("sparsity_grid", matter_on_jittered_grid(fields, generator), loss.sparsity_grid)
+        terms.add("sparsity_hidden", matter_behind(cast, loss), loss.sparsity_hidden)
+
+        total = terms.total()
+        self._record(terms, total, cast, motion)
+        return total
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW by part, continued where a checkpoint left it."""
+        optimiser = build_optimiser(self.network.named_parameters(), self.settings, self.config.optimiser)
+        if self.optimiser_state is not None:
+            optimiser.load_state_dict(self.optimiser_state)
+            self.optimiser_state = None
+        return optimiser
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rates, and seed what the network itself draws (dropout)."""
+        torch.manual_seed(self._seed(0))
+        set_rates(self.optimizers(), rate_factor(self.settings, self.step, self.progress))  # type: ignore[arg-type]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip; a step whose gradient is not finite changes nothing and is counted."""
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.clip)
+        if not torch.isfinite(norm):
+            self.skipped += 1
+            optimizer.zero_grad(set_to_none=True)
+        self.numbers["optimiser/gradient_norm"] = float(norm)
+        self.numbers["optimiser/skipped"] = float(self.skipped)
+
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        """Count the step."""
+        self.step += 1
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in this stage, over all its interruptions."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    @property
+    def progress(self) -> float:
+        """Part of the stage that is over, 0..1, by the limit that is nearest."""
+        by_time = self.seconds / self.settings.max_seconds if self.settings.max_seconds else 0.0
+        return min(1.0, max(self.step / self.total_steps, by_time))
+
+    @property
+    def _disentangled(self) -> bool:
+        return self.stage == 1 or self.config.ablation.dynamic_disentanglement
+
+    @property
+    def _anneal_step(self) -> int:
+        """The renderer's cosine is annealed over the first stage; a second stage starts fully annealed."""
+        past = self.config.model.render.anneal_steps if self.stage == 2 and self.config.ablation.two_stage else 0
+        return self.step + past
+
+    def _seed(self, purpose: int) -> int:
+        key = [self.config.seed, self.stage, self.step, self.global_rank, purpose]
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed(1))
+
+    def _cast(self, fields: object, batch: Batch, generator: torch.Generator) -> CameraCast:
+        rays = self.config.rays
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        grid = draw_ray_grid(size, rays.grid, rays.strides, generator)
+        count = batch.K.shape[1] * rays.grid[0] * rays.grid[1]
+        jitter = torch.rand(len(batch.K), count, generator=generator).to(batch.K)
+        return cast_camera_rays(
+            fields, self.network.renderer, batch, grid,
+            jitter=jitter, step=self._anneal_step, with_flow=self.stage == 2, far_sample=rays.far_sample,
+        )  # fmt: skip
+
+    def _motion(self, cast: CameraCast, batch: Batch) -> Motion:
+        if self.stage == 1:
+            return everything_static(cast)
+        if not self._disentangled:
+            return everything_free(cast)
+        loss = self.config.loss
+        return separate_motion(cast, batch, loss.dynamic_pixels * cast.size[1] / loss.reference_width)
+
+    def _record(self, terms: LossTerms, total: Tensor, cast: CameraCast, motion: Motion) -> None:
+        self.totals.append(float(total.detach()))
+        self.numbers |= terms.log()
+        self.numbers |= {
+            "loss/total": self.totals[-1],
+            "rays/usable": float(cast.usable.sum()),
+            "rays/dynamic": float(motion.dynamic.sum()),
+            "render/inv_s": float(self.network.renderer.temperature().detach()),
+            "render/mean_depth": float(cast.depth.detach()[cast.usable].mean()) if cast.usable.any() else 0.0,
+        }
