@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from storage.codecs import EMPTY, decode_chunk, decode_index, index_size
-from storage.commit import CommitRecord, ShardEntry, decode_record, read_record, record_units, schema_error
+from storage.commit import CommitRecord, ShardEntry, read_record, record_units, schema_error
 from storage.errors import CueMissing, StoreDamage, StoreError, StoreRebuilt
-from storage.layout import INIT, TABLE_ARRAYS, UnitId, encode_json, generation_path
+from storage.layout import INIT, SPARE_ROOT, TABLE_ARRAYS, UnitId, encode_json, generation_path
 from storage.schema import SCHEMA_VERSION, SceneTable, StoreAttributes
 
 OPEN_SHARDS = 128
@@ -34,7 +34,14 @@ def read_attributes(root: Path) -> StoreAttributes:
     try:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
+        if (root / SPARE_ROOT).exists():
+            raise StoreDamage(f"{path}: missing. Run `occflow verify --repair`: it restores it from a copy.") from error
         raise StoreError(f"{root}: no cue store here (no zarr.json). Check the path, or run `occflow cues`.") from error
+    return parse_attributes(raw, path)
+
+
+def parse_attributes(raw: bytes, path: Path) -> StoreAttributes:
+    """Attributes from the content of a root zarr.json. Raises SchemaVersionError, StoreDamage."""
     try:
         attributes = json.loads(raw)["attributes"]
         content, digest = attributes["occflow"], attributes["occflow_sha256"]
@@ -42,7 +49,7 @@ def read_attributes(root: Path) -> StoreAttributes:
     except (ValueError, KeyError, TypeError) as error:
         raise StoreDamage(f"{path}: not the root of a cue store, or damaged ({error!r}). {_REPAIR}") from error
     if version != SCHEMA_VERSION:
-        raise schema_error(root, version)
+        raise schema_error(path, version)
     if hashlib.sha256(encode_json(content)).hexdigest() != digest:
         raise StoreDamage(f"{path}: the store's attributes were changed after they were written. {_REPAIR}")
     tuples = {f.name: tuple(content[f.name]) for f in fields(StoreAttributes) if isinstance(content[f.name], list)}
@@ -220,8 +227,3 @@ class ChunkReader:
                 "(a new StoreReader) to read what is committed now."
             )
         return StoreDamage(f"{self.root / key}: this committed file is missing. {_REPAIR}")
-
-
-def load_record_file(path: Path) -> CommitRecord:
-    """Decode a record file by path. Raises OSError, StoreDamage, SchemaVersionError."""
-    return decode_record(path.read_bytes(), path)

@@ -17,6 +17,8 @@ INIT = "init"
 """The cue name of the unit that opens a scene."""
 PENDING = "commits/.pending"
 """Scratch of writers at work, and their locks."""
+SPARE_ROOT = "commits/store.json"
+"""Second copy of the root zarr.json, from which `verify` restores a damaged one."""
 RAGGED = frozenset({"L", "S", "N", "M"})
 """Axes that a block may fill in part; the rest is stored as the fill value."""
 TABLE_ARRAYS: dict[str, tuple[str, tuple[str | int, ...]]] = {
@@ -118,8 +120,8 @@ class ArrayLayout:
 
 
 def encode_json(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, fixed layout, so that equal values are equal bytes."""
-    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+    """Canonical JSON: sorted keys, one line (an indent would leave Python's fast encoder), equal values equal bytes."""
+    return (json.dumps(value, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:

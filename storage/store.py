@@ -14,9 +14,11 @@ from storage.chunks import ChunkReader, read_attributes
 from storage.collect import collect_scene, collect_unit
 from storage.commit import CommitRecord, Provenance, commit_path, publish, read_record, record_units
 from storage.errors import StoreDamage, StoreError
+from storage.invariants import broken_rules
 from storage.layout import (
     INIT,
     PENDING,
+    SPARE_ROOT,
     TABLE_ARRAYS,
     ArrayLayout,
     UnitId,
@@ -61,12 +63,15 @@ class CueStore:
         check_attributes(root, attributes)
         if (root / "zarr.json").exists():
             return cls._existing(root, attributes)
-        if root.exists() and (not root.is_dir() or any(entry.name != "commits" for entry in root.iterdir())):
+        if root.exists() and (not root.is_dir() or {entry.name for entry in root.iterdir()} - {"commits"}):
             raise StoreError(f"{root}: not empty and not a store. Give a new path, or remove what is there.")
         folder = root / PENDING / f"create-{uuid.uuid4().hex}"
         try:
             with files.lock(folder.with_suffix(".lock")), files.scratch_folder(folder) as scratch:
-                fresh = files.put(root / "zarr.json", root_metadata(attributes), scratch, replace=False)
+                content = root_metadata(attributes)
+                fresh = files.put(root / "zarr.json", content, scratch, replace=False)
+                if fresh:
+                    files.put(root / SPARE_ROOT, content, scratch, replace=True)
         except OSError as error:
             raise files.explain(error, root, "creating the store") from error
         return cls(root, attributes) if fresh else cls._existing(root, attributes)
@@ -206,6 +211,24 @@ class CueStore:
                 collect_unit(self.path, unit, self._specs[unit.cue], record)
                 return record
 
+    def discard(self, unit: UnitId) -> None:
+        """Take a unit back: its record first, then its data, so that it is extracted again. No-op where there is none.
+
+        An init unit's blocks stay on disk and are visible again once the same table is committed.
+        """
+        with contextlib.ExitStack() as held:
+            if unit.cue != INIT:
+                held.enter_context(self._lock(UnitId(INIT, unit.scene), shared=True))
+            held.enter_context(self._writing(unit))
+            files.remove_file(commit_path(self.path, unit))
+            files.sync_directory(self.path / "commits")
+            self._sweep_unit(unit)
+
+    def collect(self, scene: str) -> None:
+        """Remove what no record of the scene names; waits for the scene's writers at work."""
+        with self._writing(UnitId(INIT, scene)):
+            collect_scene(self.path, scene)
+
     def sweep_temporaries(self) -> int:
         """Remove what killed writers left: scratch files, data without a record, generations nobody refers to.
 
@@ -290,6 +313,9 @@ class CueStore:
         layouts = self._layouts(unit.cue, init.sizes, generation_path(unit.scene, init.generation))
         for spec, layout in zip(specs, layouts, strict=True):
             check_block(f"{unit} {spec.name}", arrays[spec.name], spec, layout, len(spans[unit.block]))
+        broken = broken_rules(arrays, init.frames[1])
+        if broken:
+            raise StoreError(f"unit {unit}: {'; '.join(broken)}. The extractor is at fault; nothing was written.")
         return spans[unit.block]
 
     def _write_table(

@@ -65,7 +65,7 @@ def make_arrays(cue: str, frames: int, seed: int = 0, sizes: Mapping[str, int] |
         if dtype.kind == "f":
             arrays[spec.name] = rng.normal(size=shape).astype(dtype)
         else:
-            arrays[spec.name] = rng.integers(0, 20, shape).astype(dtype)
+            arrays[spec.name] = rng.integers(0, 5, shape).astype(dtype)
     return arrays
 
 

@@ -1,0 +1,288 @@
+"""Compares a store with its commit records, file by file and chunk by chunk, and takes damaged units back."""
+
+import contextlib
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage import files
+from storage.chunks import ChunkReader, parse_attributes, read_attributes
+from storage.collect import referenced
+from storage.commit import CommitRecord, read_record
+from storage.errors import SchemaVersionError, StoreDamage, StoreError
+from storage.invariants import broken_rules
+from storage.layout import (
+    INIT,
+    PENDING,
+    SPARE_ROOT,
+    UnitId,
+    cue_layout,
+    cue_specs,
+    generation_path,
+    group_metadata,
+    root_metadata,
+)
+from storage.schema import StoreAttributes
+from storage.store import CueStore
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: `schema` (another schema version), `root` (root zarr.json or its copy), `record` (undecodable or
+            misplaced record), `missing`, `size`, `digest` (a shard against its record), `metadata` (a zarr.json),
+            `chunk` (does not decode), `value` (decodes, but breaks a rule), `orphan` (data without a record),
+            `temporary` (left by a killed writer).
+        path: the file.
+        detail: what was found and what was expected.
+        unit: the unit concerned, where there is one.
+    """
+
+    kind: str
+    path: Path
+    detail: str
+    unit: UnitId | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.path}: {self.detail}"
+
+
+def verify(path: str | Path, *, decode: bool = True) -> list[Finding]:
+    """Everything that is wrong with a store, in the order root, records and their data, data without record.
+
+    Args:
+        path: the store (of cues or of truth).
+        decode: also decode every chunk of files whose digest fits, and check the rules between values.
+
+    Raises:
+        StoreError: there is no store at this path.
+    """
+    root = Path(path)
+    found, attributes = _verify_root(root)
+    if any(finding.kind == "schema" for finding in found):
+        return found
+    source = ChunkReader(root)
+    for stem in sorted((root / "commits").glob("*.json")):
+        if stem.name != Path(SPARE_ROOT).name:
+            found.extend(_verify_unit(root, stem, source, decode))
+    found.extend(_orphans(root, attributes))
+    found.extend(_temporaries(root))
+    return found
+
+
+def _verify_root(root: Path) -> tuple[list[Finding], StoreAttributes | None]:
+    main, spare = root / "zarr.json", root / SPARE_ROOT
+    if not main.exists() and not spare.exists():
+        raise StoreError(f"{root}: no cue store here (no zarr.json). Check the path, or run `occflow cues`.")
+    try:
+        attributes = read_attributes(root)
+    except SchemaVersionError as error:
+        return [Finding("schema", main, str(error))], None
+    except StoreError as error:
+        return [Finding("root", main, str(error))], None
+    expected = root_metadata(attributes)
+    return [
+        Finding("root", file, "is not what `create` wrote")
+        for file in (main, spare)
+        if not file.exists() or file.read_bytes() != expected
+    ], attributes
+
+
+def _verify_unit(root: Path, path: Path, source: ChunkReader, decode: bool) -> Iterator[Finding]:
+    try:
+        unit = UnitId.parse(path.stem)
+    except StoreError as error:
+        yield Finding("record", path, f"{error} Remove the file by hand if it is not needed")
+        return
+    try:
+        record = read_record(root, unit)
+    except SchemaVersionError as error:
+        yield Finding("schema", path, str(error), unit)
+        return
+    except StoreDamage as error:
+        yield Finding("record", path, str(error), unit)
+        return
+    if record is None:
+        return
+    init = _readable(root, UnitId(INIT, unit.scene))
+    if init is None or init.init != record.init:
+        yield Finding("record", path, "belongs to no committed init unit of its scene; readers do not see it", unit)
+    yield from _verify_metadata(root, record)
+    sound = True
+    for entry in record.shards:
+        finding = _verify_shard(root, record, entry.key, entry.size, entry.sha256)
+        if finding is not None:
+            sound = False
+            yield finding
+    if decode and sound:
+        yield from _verify_content(root, record, source)
+
+
+def _readable(root: Path, unit: UnitId) -> CommitRecord | None:
+    try:
+        return read_record(root, unit)
+    except StoreError:
+        return None
+
+
+def _verify_shard(root: Path, record: CommitRecord, key: str, size: int, sha256: str) -> Finding | None:
+    path = root / key
+    try:
+        found_size, found_digest = files.file_digest(path)
+    except FileNotFoundError:
+        return Finding("missing", path, f"{size} bytes were committed", record.unit)
+    except OSError as error:
+        return Finding("missing", path, f"cannot be read: {error.strerror or error}", record.unit)
+    if found_size != size:
+        return Finding("size", path, f"{found_size} bytes, {size} were committed", record.unit)
+    if found_digest != sha256:
+        return Finding("digest", path, f"SHA-256 {found_digest}, committed was {sha256}", record.unit)
+    return None
+
+
+def _verify_metadata(root: Path, record: CommitRecord) -> Iterator[Finding]:
+    for name, sha256 in record.metadata.items():
+        try:
+            intact = hashlib.sha256((root / name).read_bytes()).hexdigest() == sha256
+        except OSError as error:
+            yield Finding("metadata", root / name, f"cannot be read: {error.strerror or error}", record.unit)
+            continue
+        if not intact:
+            yield Finding("metadata", root / name, "changed after it was committed", record.unit)
+
+
+def _verify_content(root: Path, record: CommitRecord, source: ChunkReader) -> Iterator[Finding]:
+    arrays = {}
+    for entry in record.shards:
+        try:
+            arrays[entry.layout.name] = source.block(record, entry.layout.name)
+        except (StoreError, ValueError) as error:
+            yield Finding("chunk", root / entry.key, str(error), record.unit)
+    init = _readable(root, UnitId(INIT, record.unit.scene))
+    if init is not None:
+        where = root / record.shards[0].key
+        for line in broken_rules(arrays, init.frames[1]):
+            yield Finding("value", where, line, record.unit)
+
+
+def _busy(root: Path, scene: str) -> bool:
+    """Whether a writer is at work in the scene: it holds the scene's init lock, at least shared."""
+    lock = root / PENDING / f"{UnitId(INIT, scene)}.lock"
+    if not lock.exists():
+        return False
+    with files.lock(lock, timeout_s=0) as free:
+        return not free
+
+
+def _orphans(root: Path, attributes: StoreAttributes | None) -> Iterator[Finding]:
+    folder = root / "scenes"
+    for scene in sorted(p for p in folder.glob("*") if p.is_dir()):
+        if _busy(root, scene.name):
+            continue
+        named = referenced(root, scene.name)
+        for path in sorted(p for p in scene.rglob("*") if p.is_file() and p.name != "zarr.json"):
+            if path not in named:
+                yield Finding("orphan", path, "no commit record names this file", _unit_of(path, scene, attributes))
+
+
+def _unit_of(path: Path, scene: Path, attributes: StoreAttributes | None) -> UnitId | None:
+    """The unit that a shard's path belongs to, None for a file that is no shard of a known array."""
+    parts = path.relative_to(scene).parts
+    if parts[0] == "generations":
+        parts = parts[2:]
+    block = path.name.split(".")[1:2]
+    if attributes is None or len(parts) < 2 or not block or not block[0].isdecimal():
+        return None
+    if parts[0] == "frames":
+        return UnitId(INIT, scene.name)
+    for cue, specs in cue_specs(attributes.kind).items():
+        if "/".join(parts[:-1]) in {spec.name for spec in specs}:
+            return UnitId(cue, scene.name, int(block[0]))
+    return None
+
+
+def _temporaries(root: Path) -> Iterator[Finding]:
+    for folder in sorted((root / PENDING).glob("*")):
+        if folder.is_dir():
+            with files.lock(folder.parent / f"{folder.name}.lock", timeout_s=0) as free:
+                if free:
+                    yield Finding("temporary", folder, "left by a writer that was killed")
+
+
+def repair(path: str | Path, findings: Iterable[Finding]) -> list[UnitId]:
+    """Put right what can be put right without extracting anything, and take back the units that cannot.
+
+    Restored in place: the root, and zarr.json files whose content follows from the record. Removed: data without a
+    record, what killed writers left. Taken back (record first, then data, so that the next `occflow cues` makes them
+    again): units with a damaged record, shard, chunk or value. Findings of kind `schema` are left alone.
+
+    Returns:
+        The units taken back, sorted.
+
+    Raises:
+        StoreError: the root and its copy are both lost, or the disk refuses.
+    """
+    root = Path(path)
+    listed = list(findings)
+    _restore_root(root)
+    store = CueStore.open(root)
+    taken = {f.unit for f in listed if f.unit and f.kind in ("record", "missing", "size", "digest", "chunk", "value")}
+    for finding in listed:
+        if finding.kind == "metadata" and finding.unit is not None and finding.unit not in taken:
+            record = _readable(root, finding.unit)
+            if record is None or not _restore_metadata(store, record, finding.path):
+                taken.add(finding.unit)
+    for unit in sorted(taken):
+        store.discard(unit)
+    store.sweep_temporaries()
+    scenes = root / "scenes"
+    for scene in {f.path.relative_to(scenes).parts[0] for f in listed if f.kind == "orphan"}:
+        store.collect(scene)
+    return sorted(taken)
+
+
+def _restore_root(root: Path) -> None:
+    """Write root and copy anew from whichever of the two is intact."""
+    main, spare = root / "zarr.json", root / SPARE_ROOT
+    for candidate in (main, spare):
+        with contextlib.suppress(StoreDamage, OSError):
+            content = candidate.read_bytes()
+            if root_metadata(parse_attributes(content, candidate)) == content:
+                _replace(root, {main: content, spare: content})
+                return
+    raise StoreDamage(
+        f"{main}: damaged, and so is its copy {spare}. Make a new store with `occflow cues`; the arrays below "
+        f"{root / 'scenes'} are still readable with zarr."
+    )
+
+
+def _restore_metadata(store: CueStore, record: CommitRecord, path: Path) -> bool:
+    """Write a zarr.json anew if its content follows from the record; False if it does not (a table's tokens)."""
+    key = path.relative_to(store.path).as_posix()
+    layouts = [entry.layout for entry in record.shards]
+    if record.unit.cue == INIT:
+        folder = generation_path(record.unit.scene, record.generation)
+        step = store.attributes.block_keyframes
+        specs = [spec for cue in cue_specs(store.attributes.kind).values() for spec in cue]
+        layouts += [cue_layout(spec, record.sizes, step, folder) for spec in specs]
+    arrays = {f"{layout.path}/zarr.json": layout.metadata() for layout in layouts}
+    content = arrays.get(key, group_metadata())
+    if hashlib.sha256(content).hexdigest() != record.metadata.get(key):
+        return False
+    _replace(store.path, {path: content})
+    return True
+
+
+def _replace(root: Path, contents: Mapping[Path, bytes]) -> None:
+    """Write small files anew, each in one step."""
+    folder = root / PENDING / f"repair-{uuid.uuid4().hex}"
+    try:
+        with files.lock(folder.with_suffix(".lock")), files.scratch_folder(folder) as scratch:
+            for path, content in contents.items():
+                files.put(path, content, scratch, replace=True)
+    except OSError as error:
+        raise files.explain(error, root, "repairing the store") from error
