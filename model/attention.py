@@ -24,34 +24,51 @@ def deformable_attention(
         weights: any weights; softmax over levels and points is the caller's.
     """
     batch, queries, heads = locations.shape[:3]
-    grids = rearrange(locations, "b q h l p xy -> l (b h) q p xy") * 2 - 1
-    weights = rearrange(weights, "b q h l p -> l (b h) 1 q p")
+    # Queries run along the fastest axis, so that the weighted sum over the few points is vectorised.
+    grids = rearrange(locations, "b q h l p xy -> l (b h) p q xy") * 2 - 1
+    weights = rearrange(weights, "b q h l p -> l (b h) 1 p q")
     total: Tensor | None = None
     for value, grid, weight in zip(values, grids, weights, strict=True):
         by_head = rearrange(value, "b (h d) y x -> (b h) d y x", h=heads).contiguous()
         sampled = F.grid_sample(by_head, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        level = (sampled * weight).sum(dim=-1)
+        level = (sampled * weight).sum(dim=2)
         total = level if total is None else total + level
     assert total is not None, "deformable attention needs at least one level"
     return rearrange(total, "(b h) d q -> b q (h d)", b=batch, h=heads, q=queries)
 
 
-def init_offsets(
-    layer: nn.Linear, heads: int, groups: int, points: int, reach: float = 1.0, spread: bool = True
-) -> None:
-    """Start the offsets of `layer` (outputs heads x groups x points x 2, pixels) at a fixed star, equal for all queries.
+def split_sampling(
+    raw: Float[Tensor, "batch queries outputs"], heads: int, levels: int
+) -> tuple[Float[Tensor, "batch queries heads levels points 2"], Float[Tensor, "batch queries heads options"]]:
+    """Offsets (u, v) and logits (options = levels x points) from the outputs of one sampling layer.
 
-    Head k looks along the angle 2πk / heads; point i lies `reach * (i + 1)` pixels out, or `reach` if not `spread`.
-    Zero weights keep it so until gradients say otherwise.
+    Offsets and logits come from one linear layer: one matrix product instead of two.
+    """
+    options = raw.shape[-1] // (3 * heads)
+    offsets, logits = raw.split([heads * options * 2, heads * options], dim=-1)
+    return (
+        rearrange(offsets, "b q (h l p xy) -> b q h l p xy", h=heads, l=levels, xy=2),
+        rearrange(logits, "b q (h o) -> b q h o", h=heads),
+    )
+
+
+def init_sampling(
+    layer: nn.Linear, heads: int, levels: int, points: int, reach: float = 1.0, spread: bool = True
+) -> None:
+    """Start a sampling layer (outputs as in `split_sampling`) with equal weights and one fixed star of offsets.
+
+    Head k looks along the angle 2πk / heads; point i lies `reach * (i + 1)` cells out, or `reach` if not `spread`.
+    Zero weights keep it so for all queries until gradients say otherwise.
     """
     angles = torch.arange(heads, device=layer.weight.device) * (2 * math.pi / heads)
     star = torch.stack([angles.cos(), angles.sin()], dim=-1)
     star = star / star.abs().amax(dim=-1, keepdim=True).clamp_min(1e-6)
     steps = torch.arange(1, points + 1, device=star.device) if spread else torch.ones(points, device=star.device)
-    bias = star[:, None, None] * (reach * steps)[None, None, :, None]
+    offsets = star[:, None, None] * (reach * steps)[None, None, :, None]
     nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
     with torch.no_grad():
-        layer.bias.copy_(bias.expand(heads, groups, points, 2).reshape(-1))
+        layer.bias[: heads * levels * points * 2] = offsets.expand(heads, levels, points, 2).reshape(-1)
 
 
 def init_projection(layer: nn.Linear) -> None:

@@ -2,8 +2,9 @@
 
 from typing import Literal, Self
 
-from geometry.grid import KITTI_GRID, NUSCENES_GRID, VoxelGrid
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from geometry.grid import KITTI_GRID, NUSCENES_GRID, VoxelGrid
 
 FusionKind = Literal["none", "concat", "bev_pool_forward", "bev_pool_bfam", "full"]
 AlphaForm = Literal["consecutive", "gradient"]
@@ -155,10 +156,10 @@ class ModelConfig(_Section):
             backbone=BackboneConfig(depths=(1, 1, 2, 1), dims=(24, 48, 64, 96), layer_scale=1.0),
             fpn_dim=32,
             tpv=TPVConfig(
-                dim=32, ffn_dim=64, heads=2, layers=2, self_points=4, ground_anchors=4, side_anchors=8, dropout=0.0
+                dim=32, ffn_dim=64, heads=2, layers=2, self_points=4, ground_anchors=4, side_anchors=6, dropout=0.0
             ),
-            fusion=FusionConfig(heads=2, points=4),
-            refine=RefineConfig(channels=24),
+            fusion=FusionConfig(heads=2, points=2),
+            refine=RefineConfig(channels=16),
             heads=HeadConfig(hidden=32),
             render=RenderConfig(samples=96, alpha="gradient", anneal_steps=500),
         )

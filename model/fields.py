@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from geometry.grid import VoxelGrid
-from geometry.warp import sample_volume
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+
+from geometry.grid import VoxelGrid
+from geometry.warp import sample_volume
 
 
 class FrameInput(NamedTuple):

@@ -2,13 +2,13 @@
 
 import torch
 from einops import rearrange
-from geometry.grid import VoxelGrid
-from geometry.transforms import invert, transform_points
-from geometry.warp import sample_volume
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.attention import deformable_attention, init_offsets, init_projection
+from geometry.grid import VoxelGrid
+from geometry.transforms import invert, transform_points
+from geometry.warp import sample_volume
+from model.attention import deformable_attention, init_projection, init_sampling, split_sampling
 from model.config import FusionConfig
 from model.planes import cell_centres
 
@@ -19,18 +19,17 @@ class BEVAttention(nn.Module):
     Offsets and weights are conditioned on both frames, and the two frames are the attention's two levels.
     """
 
+    references: Tensor
+
     def __init__(self, dim: int, heads: int, points: int, shape: tuple[int, int]) -> None:
         super().__init__()
         self.heads, self.points, self.shape = heads, points, shape
         self.value = nn.Linear(dim, dim)
-        self.offsets = nn.Linear(2 * dim, heads * 2 * points * 2)
-        self.logits = nn.Linear(2 * dim, heads * 2 * points)
+        self.sampling = nn.Linear(2 * dim, heads * 2 * points * 3)
         self.output = nn.Linear(dim, dim)
         self.beta = nn.Parameter(torch.ones(()))
         self.register_buffer("references", cell_centres(shape).flip(-1), persistent=False)
-        init_offsets(self.offsets, heads, 2, points)
-        nn.init.zeros_(self.logits.weight)
-        nn.init.zeros_(self.logits.bias)
+        init_sampling(self.sampling, heads, 2, points)
         init_projection(self.value)
         init_projection(self.output)
 
@@ -39,8 +38,8 @@ class BEVAttention(nn.Module):
     ) -> Float[Tensor, "slices cells dim"]:
         """The updated BEV; every slice attends in the horizontal plane only."""
         both = torch.cat([bev, other], dim=-1)
-        offsets = rearrange(self.offsets(both), "s q (h l p xy) -> s q h l p xy", h=self.heads, l=2, xy=2)
-        weights = torch.softmax(self.logits(both).unflatten(-1, (self.heads, -1)), dim=-1)
+        offsets, logits = split_sampling(self.sampling(both), self.heads, 2)
+        weights = torch.softmax(logits, dim=-1)
         size = bev.new_tensor(self.shape[::-1])
         locations = self.references[:, None, None, None] + offsets / size
         values = [rearrange(self.value(x), "s (a b) d -> s d a b", a=self.shape[0]) for x in (bev, other)]
@@ -105,6 +104,8 @@ class ConcatFusion(nn.Module):
 
 class TemporalFusion(nn.Module):
     """Merges the volumes of the queue into the current frame's; `config.kind` selects the row of Table 4."""
+
+    centres: Tensor
 
     def __init__(self, config: FusionConfig, dim: int, grid: VoxelGrid) -> None:
         super().__init__()

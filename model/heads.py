@@ -1,22 +1,25 @@
 """The two decoders of eq. 7: refined features to signed distance and to horizontal flow, one value per output voxel."""
 
 import torch
-from geometry.grid import VoxelGrid
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from geometry.grid import VoxelGrid
 from model.config import HeadConfig
 
 
 class SDFHead(nn.Module):
     """Two-layer MLP with softplus, added to the field that training starts from."""
 
+    start: Tensor
+
     def __init__(self, config: HeadConfig, channels: int, grid: VoxelGrid) -> None:
         super().__init__()
         # beta 10: as smooth as features need; the customary 100 is twenty times slower on a CPU (denormal numbers).
-        self.mlp = nn.Sequential(nn.Linear(channels, config.hidden), nn.Softplus(beta=10), nn.Linear(config.hidden, 1))
-        nn.init.normal_(self.mlp[2].weight, std=0.1 / config.hidden**0.5)
-        nn.init.zeros_(self.mlp[2].bias)
+        last = nn.Linear(config.hidden, 1)
+        nn.init.normal_(last.weight, std=0.1 / config.hidden**0.5)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(channels, config.hidden), nn.Softplus(beta=10), last)
         if config.sdf_init == "ground":
             height = torch.as_tensor(grid.centres()[0, 0, :, 2], dtype=torch.float32, device="cpu")
             start = height - config.ground_height
@@ -34,9 +37,10 @@ class FlowHead(nn.Module):
 
     def __init__(self, config: HeadConfig, channels: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(channels, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 2))
-        nn.init.normal_(self.mlp[2].weight, std=config.flow_init_std)
-        nn.init.zeros_(self.mlp[2].bias)
+        last = nn.Linear(config.hidden, 2)
+        nn.init.normal_(last.weight, std=config.flow_init_std)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(channels, config.hidden), nn.ReLU(), last)
 
     def forward(self, features: Float[Tensor, "b x y z ch"]) -> Float[Tensor, "b x y z 2"]:
         """Horizontal object motion (vx, vy), metres per keyframe interval, current ego frame."""

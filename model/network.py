@@ -24,6 +24,9 @@ __all__ = ["Fields", "FrameInput", "OccFlow"]
 class OccFlow(nn.Module):
     """Occupancy (as a signed distance field) and occupancy flow from cameras alone."""
 
+    image_mean: Tensor
+    image_std: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

@@ -1,10 +1,10 @@
 """From fields to what is evaluated: occupied voxels and their flow, on the fields' own grid or any other."""
 
 import torch
-from geometry.grid import VoxelGrid
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from geometry.grid import VoxelGrid
 from model.fields import Fields
 
 

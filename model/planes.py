@@ -6,9 +6,10 @@ cyclic, so "the next plane" of a query (a, b) is read at (b, normal) and "the pr
 
 import torch
 from einops import rearrange
-from geometry.grid import VoxelGrid
 from jaxtyping import Float
 from torch import Tensor
+
+from geometry.grid import VoxelGrid
 
 
 def plane_axes(plane: int) -> tuple[int, int, int]:

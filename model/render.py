@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from geometry.cameras import camera_directions, pixel_centres
-from geometry.grid import VoxelGrid
-from geometry.transforms import rotate_vectors
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from geometry.cameras import camera_directions, pixel_centres
+from geometry.grid import VoxelGrid
+from geometry.transforms import rotate_vectors
 from model.config import RenderConfig
 from model.fields import Fields, sample_field
 from model.opacity import Temperature, log_keep_consecutive, log_keep_gradient, weights_from_log_keep

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
-from geometry.grid import VoxelGrid
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.attention import deformable_attention, init_offsets, init_projection, masked_softmax
+from geometry.grid import VoxelGrid
+from model.attention import deformable_attention, init_projection, init_sampling, masked_softmax, split_sampling
 from model.backbone import STRIDES
 from model.config import TPVConfig
 from model.planes import hybrid_references, pillars, plane_shape, to_map, to_volume
@@ -26,15 +25,12 @@ class HybridAttention(nn.Module):
         self.shapes = [plane_shape(grid, plane) for plane in range(3)]
         maps = 3 - self.first
         self.value = nn.Linear(config.dim, config.dim)
-        self.offsets = nn.Linear(config.dim, self.heads * maps * self.points * 2)
-        self.logits = nn.Linear(config.dim, self.heads * maps * self.points)
+        self.sampling = nn.Linear(config.dim, self.heads * maps * self.points * 3)
         self.output = nn.Linear(config.dim, config.dim)
         for plane in range(3):
             references = hybrid_references(grid, plane, self.points)[:, self.first :]
             self.register_buffer(f"references_{plane}", references, persistent=False)
-        init_offsets(self.offsets, self.heads, maps, self.points)
-        nn.init.zeros_(self.logits.weight)
-        nn.init.zeros_(self.logits.bias)
+        init_sampling(self.sampling, self.heads, maps, self.points)
         init_projection(self.value)
         init_projection(self.output)
 
@@ -48,9 +44,7 @@ class HybridAttention(nn.Module):
     ) -> Float[Tensor, "b queries dim"]:
         order = [(plane + step) % 3 for step in range(self.first, 3)]
         sizes = tokens.new_tensor([self.shapes[other][::-1] for other in order])
-        split = {"h": self.heads, "l": len(order), "p": self.points}
-        offsets = rearrange(self.offsets(tokens), "b q (h l p xy) -> b q h l p xy", xy=2, **split)
-        logits = self.logits(tokens).unflatten(-1, (self.heads, -1))
+        offsets, logits = split_sampling(self.sampling(tokens), self.heads, len(order))
         weights = torch.softmax(logits, dim=-1).unflatten(-1, (len(order), self.points))
         references = getattr(self, f"references_{plane}")
         locations = references[:, None] + offsets / sizes[:, None]
@@ -84,12 +78,9 @@ class ImageAttention(nn.Module):
     def __init__(self, config: TPVConfig, anchors: int, levels: int) -> None:
         super().__init__()
         self.heads, self.levels, self.anchors = config.heads, levels, anchors
-        self.offsets = nn.Linear(config.dim, self.heads * levels * anchors * 2)
-        self.logits = nn.Linear(config.dim, self.heads * levels * anchors)
+        self.sampling = nn.Linear(config.dim, self.heads * levels * anchors * 3)
         self.output = nn.Linear(config.dim, config.dim)
-        init_offsets(self.offsets, self.heads, levels, anchors, reach=0.5, spread=False)
-        nn.init.zeros_(self.logits.weight)
-        nn.init.zeros_(self.logits.bias)
+        init_sampling(self.sampling, self.heads, levels, anchors, reach=0.5, spread=False)
         init_projection(self.output)
 
     def forward(
@@ -97,21 +88,17 @@ class ImageAttention(nn.Module):
     ) -> Float[Tensor, "n queries dim"]:
         """The update (without residual) from values already projected to the attention's width."""
         frames, queries, dim = tokens.shape
-        views, rows = sight.index.shape
+        views = len(sight.query)
         cams = views // frames
-        offsets = self._rows(self.offsets(tokens), sight, cams)
-        logits = self._rows(self.logits(tokens), sight, cams)
-        offsets = rearrange(offsets, "v r (h l a xy) -> v r h l a xy", h=self.heads, l=self.levels, xy=2)
+        offsets, logits = split_sampling(self._rows(self.sampling(tokens), sight, cams), self.heads, self.levels)
         seen = sight.seen[:, :, None, None].expand(-1, -1, self.heads, self.levels, -1).to(tokens.dtype)
-        weights = masked_softmax(rearrange(logits, "v r (h la) -> v r h la", h=self.heads), seen.flatten(-2)).unflatten(
-            -1, (self.levels, self.anchors)
-        )
+        weights = masked_softmax(logits, seen.flatten(-2)).unflatten(-1, (self.levels, self.anchors))
         references = sight.uv[:, :, None, :, :] * features.cells_per_pixel[:, None]
         locations = (references[:, :, None] + offsets) / features.sizes[:, None]
         gathered = deformable_attention(features.levels, locations, weights)
 
         frame = torch.arange(views, device=tokens.device) // cams
-        target = (frame[:, None] * queries + sight.index).flatten()
+        target = (frame[:, None] * queries + sight.query).flatten()
         total = gathered.new_zeros(frames * queries, dim).index_add(0, target, gathered.flatten(0, 1))
         return self.output(total.view(frames, queries, dim) / sight.cameras[..., None])
 
@@ -120,8 +107,8 @@ class ImageAttention(nn.Module):
         """The rows of each view, gathered from its frame's queries."""
         frames, queries, channels = values.shape
         frame = torch.arange(frames * cams, device=values.device) // cams
-        flat = (frame[:, None] * queries + sight.index).flatten()
-        return values.reshape(-1, channels).index_select(0, flat).view(*sight.index.shape, channels)
+        flat = (frame[:, None] * queries + sight.query).flatten()
+        return values.reshape(-1, channels).index_select(0, flat).view(*sight.query.shape, channels)
 
 
 class TPVLayer(nn.Module):

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import torch
-from geometry.cameras import in_image, project
-from geometry.transforms import invert, transform_points
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from geometry.cameras import in_image, project
+from geometry.transforms import invert, transform_points
 
 
 class CameraRig(NamedTuple):
@@ -40,7 +41,7 @@ class Visibility(NamedTuple):
     seen by one or two cameras of six.
     """
 
-    index: Int[Tensor, "views rows"]
+    query: Int[Tensor, "views rows"]
     """Query index of each row."""
     used: Bool[Tensor, "views rows"]
     """False for padding."""
@@ -68,7 +69,7 @@ def see_pillars(rig: CameraRig, pillars: Float[Tensor, "queries anchors 3"]) -> 
     index = torch.argsort((~hit).to(torch.uint8), dim=1, stable=True)[:, :rows]
     pick = index[..., None].expand(-1, -1, anchors)
     return Visibility(
-        index=index,
+        query=index,
         used=hit.gather(1, index),
         uv=uv.gather(1, pick[..., None].expand(-1, -1, -1, 2)),
         seen=seen.gather(1, pick),
