@@ -71,6 +71,7 @@ class FusionConfig(_Section):
     """Previous keyframes in the queue. Fewer at run time are accepted (the steps of the missing ones are left out)."""
     heads: PositiveInt = 6
     points: PositiveInt = 8
+    """Points per head and frame."""
 
 
 class RefineConfig(_Section):
@@ -156,9 +157,9 @@ class ModelConfig(_Section):
             backbone=BackboneConfig(depths=(1, 1, 2, 1), dims=(24, 48, 64, 96), layer_scale=1.0),
             fpn_dim=32,
             tpv=TPVConfig(
-                dim=32, ffn_dim=64, heads=2, layers=2, self_points=4, ground_anchors=4, side_anchors=6, dropout=0.0
+                dim=32, ffn_dim=64, heads=2, layers=2, self_points=3, ground_anchors=4, side_anchors=6, dropout=0.0
             ),
-            fusion=FusionConfig(heads=2, points=2),
+            fusion=FusionConfig(heads=4, points=1),
             refine=RefineConfig(channels=16),
             heads=HeadConfig(hidden=32),
             render=RenderConfig(samples=96, alpha="gradient", anneal_steps=500),

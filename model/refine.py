@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.config import RefineConfig
+from model.convolution import Conv3d
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -19,12 +20,12 @@ class ResidualBlock3d(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(in_channels, channels, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv3d(in_channels, channels, kernel_size=3, stride=stride, padding=1, bias=False)
         self.norm1 = group_norm(channels)
-        self.conv2 = nn.Conv3d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.conv2 = Conv3d(channels, channels, kernel_size=3, padding=1, bias=False)
         self.norm2 = group_norm(channels)
         same = stride == 1 and in_channels == channels
-        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, channels, kernel_size=1, stride=stride)
+        self.shortcut = nn.Identity() if same else Conv3d(in_channels, channels, kernel_size=1, stride=stride)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Float[Tensor, "b ch x y z"]) -> Float[Tensor, "b out _x _y _z"]:
@@ -46,9 +47,9 @@ class Refine(nn.Module):
             first = ResidualBlock3d(before, dim, stride)
             self.stages.append(nn.Sequential(first, *(ResidualBlock3d(dim, dim, 1) for _ in range(blocks - 1))))
             before = dim
-        self.laterals = nn.ModuleList(nn.Conv3d(dim, width, kernel_size=1) for dim in dims)
-        self.outputs = nn.ModuleList(nn.Conv3d(width, width, kernel_size=3, padding=1) for _ in dims)
-        self.level_logits = nn.Conv3d(width, len(dims), kernel_size=1)
+        self.laterals = nn.ModuleList(Conv3d(dim, width, kernel_size=1) for dim in dims)
+        self.outputs = nn.ModuleList(Conv3d(width, width, kernel_size=3, padding=1) for _ in dims)
+        self.level_logits = Conv3d(width, len(dims), kernel_size=1)
         self.deconv = nn.ConvTranspose3d(width, width, kernel_size=factor, stride=factor, bias=False)
         self.norm = group_norm(width)
 
