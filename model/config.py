@@ -1,6 +1,6 @@
 """Every number of the network and the renderer, so that sizes differ by configuration and never by code."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -57,7 +57,7 @@ class TPVConfig(_Section):
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
-    def _heads_divide_dim(self) -> Self:
+    def _heads_divide_dim(self) -> "TPVConfig":
         if self.dim % self.heads:
             raise ValueError(f"tpv.dim {self.dim} is not a multiple of tpv.heads {self.heads}")
         return self
@@ -83,7 +83,7 @@ class RefineConfig(_Section):
     strides: tuple[PositiveInt, ...] = (1, 2, 2)
 
     @model_validator(mode="after")
-    def _same_length(self) -> Self:
+    def _same_length(self) -> "RefineConfig":
         if not len(self.multipliers) == len(self.blocks) == len(self.strides) >= 1:
             raise ValueError(
                 "refine.multipliers, refine.blocks and refine.strides must be as long as each other, got "
@@ -133,24 +133,24 @@ class ModelConfig(_Section):
     """Occupied where sdf <= this many metres."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "ModelConfig":
         self.grid.build().coarsen(self.tpv.factor)
         if self.fusion.kind not in ("none", "concat") and self.tpv.dim % self.fusion.heads:
             raise ValueError(f"tpv.dim {self.tpv.dim} is not a multiple of fusion.heads {self.fusion.heads}")
         return self
 
     @classmethod
-    def nuscenes(cls) -> Self:
+    def nuscenes(cls) -> "ModelConfig":
         """Paper size on nuScenes: ConvNeXt-Base, 0.8 m TPV cells, 0.4 m output."""
         return cls()
 
     @classmethod
-    def semantic_kitti(cls) -> Self:
+    def semantic_kitti(cls) -> "ModelConfig":
         """Paper size on SemanticKITTI and KITTI-MOT: 0.4 m TPV cells, 0.2 m output, the volume in front of the car."""
         return cls(grid=GridConfig(lower=KITTI_GRID.lower, upper=KITTI_GRID.upper, voxel=0.2))
 
     @classmethod
-    def demo(cls) -> Self:
+    def demo(cls) -> "ModelConfig":
         """The same network at a size that trains in minutes on two CPU cores: nuScenes extent, 0.8 m output."""
         return cls(
             grid=GridConfig(voxel=0.8),
