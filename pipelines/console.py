@@ -1,0 +1,115 @@
+"""An extraction on a terminal: which runner, a progress line, and what was done in the end."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipelines.config import CuesConfig
+from pipelines.estimate import Estimate
+from pipelines.extract import extract_log
+from pipelines.plan import Plan, Work, plan
+from pipelines.prefect_home import private_prefect
+from pipelines.schedule import ExtractReport, stop_on_signals
+
+_LINES = 12
+"""Notes or failures printed before the rest is counted only."""
+
+
+def extract_shown(
+    config: CuesConfig,
+    scenes: Sequence[str] | None,
+    cues: Sequence[str] | None,
+    console: Console,
+    prefect: bool = True,
+) -> ExtractReport:
+    """Extract with progress on `console`: as a Prefect flow, or on plain threads; neither starts if nothing is open.
+
+    SIGINT and SIGTERM end it in order. Errors as `pipelines.extract.extract_log`.
+    """
+    work = plan(config, scenes, cues)
+    where = f"Prefect on {config.runner.kind}" if prefect else "threads"
+    if work.open:
+        console.print(f"{len(work.open)} units to make, {work.count('current')} current; {where}", markup=False)
+    with stop_on_signals() as stop, UnitProgress(console, work) as told:
+        if not work.open or not prefect:
+            return extract_log(config, scenes, cues, told, stop)
+        with private_prefect():
+            from pipelines.flows import run_flow
+
+            return run_flow(config, scenes, cues, told, stop)
+
+
+class UnitProgress:
+    """A progress bar that is itself the callback told of units."""
+
+    def __init__(self, console: Console, work: Plan) -> None:
+        self.running: Counter[str] = Counter()
+        self.bar = Progress(
+            TextColumn("cues"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or not work.open,
+        )
+        self.task = self.bar.add_task("starting", total=len(work.open))
+
+    def __call__(self, work: Work, state: str) -> None:
+        """Count a unit's beginning or end."""
+        self.running[work.unit.cue] += 1 if state == "started" else -1
+        now = ", ".join(cue for cue, count in self.running.items() if count > 0)
+        self.bar.update(self.task, advance=state != "started", description=now)
+
+    def __enter__(self) -> "UnitProgress":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+
+def show_report(report: ExtractReport, config: CuesConfig, console: Console) -> None:
+    """Counts, what was skipped or impossible, and where it was written."""
+    for title, items in (
+        ("left out (scene)", list(report.skipped_scenes.values())),
+        ("left out (file)", list(report.skipped_files.values())),
+        ("failed", [f"{name}: {reason}" for name, reason in report.failed.items()]),
+        ("note", _short(report.notes)),
+    ):
+        for line in items[:_LINES]:
+            console.print(f"{title}: {line}", markup=False, soft_wrap=True)
+        if len(items) > _LINES:
+            console.print(f"{title}: and {len(items) - _LINES} more: occflow status {config.store}", markup=False)
+    state = "stopped: " if report.interrupted else ""
+    console.print(
+        f"{state}{report.committed} units committed ({report.bytes / 1e6:.1f} MB), {report.current} were current, "
+        f"{len(report.failed)} failed, {len(report.skipped_files)} files and {len(report.skipped_scenes)} scenes left "
+        f"out, {report.seconds:.1f} s -> {config.store}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _short(notes: Sequence[str]) -> list[str]:
+    """Notes, those that differ only in their unit's name counted together."""
+    texts: Counter[str] = Counter()
+    for note in notes:
+        unit, colon, text = note.partition(": ")
+        texts[f"{unit.split('--')[0]}: {text}" if colon and "--" in unit else note] += 1
+    return [text if count == 1 else f"{text} (in {count} units)" for text, count in texts.items()]
+
+
+def show_estimate(rows: Sequence[Estimate], console: Console) -> None:
+    """A dry run's estimate as a table."""
+    table = Table("cue", "units", "keyframes", "size", "core time", "rates")
+    for row in rows:
+        size, hours = f"{row.bytes / 1e6:,.1f} MB", row.seconds / 3600
+        time = f"{hours:.1f} h" if hours >= 1 else f"{row.seconds:.0f} s"
+        table.add_row(row.cue, str(row.units), str(row.keyframes), size, time, row.source)
+    console.print(table)
