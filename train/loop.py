@@ -34,7 +34,7 @@ _ENDLESS = 10**9
 
 @dataclass(frozen=True)
 class StageResult:
-    """One stage of a run: its checkpoint folder, whether it reached its end, and the total loss of this call's steps."""
+    """One stage of a run: its checkpoint folder, whether it reached its end, the total loss of this call's steps."""
 
     stage: int
     checkpoint: Path
@@ -172,7 +172,7 @@ def _prepare(config: TrainConfig, resume: bool) -> None:
 def _differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Keys that differ and may not: all but where things lie, the machine's side and the stages' lengths."""
     lengths = {stage: {"epochs", "max_steps", "max_seconds"} for stage in ("stage1", "stage2")}
-    free = {"store": True, "out": True, "run": True, **lengths}
+    free: Any = {"store": True, "out": True, "run": True, **lengths}
     before, after = (_flatten(c.model_dump(mode="json", exclude=free)) for c in (old, new))
     return [f"{key} was {before[key]!r}, is {after.get(key)!r}" for key in before if before[key] != after.get(key)]
 

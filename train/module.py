@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.fields import Fields
 from model.network import OccFlow
 from train.batch import Batch
 from train.cast import CameraCast, cast_camera_rays
@@ -62,7 +63,7 @@ class StageModule(pl.LightningModule):
         loss, far, generator = self.config.loss, self.config.rays.far_sample, self._generator()
         terms = LossTerms()
 
-        # From three keyframes to the fields of geometry and motion, and along camera rays back to images (eqs. 1-7, 13).
+        # From three keyframes to the fields of geometry and motion, and along camera rays to images (eqs. 1-7, 13).
         fields = self.network(batch.frames)
         cast = self._cast(fields, batch, generator)
 
@@ -158,12 +159,12 @@ class StageModule(pl.LightningModule):
 
     def _seed(self, purpose: int) -> int:
         key = [self.config.seed, self.stage, self.step, self.global_rank, purpose]
-        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self._seed(1))
 
-    def _cast(self, fields: object, batch: Batch, generator: torch.Generator) -> CameraCast:
+    def _cast(self, fields: Fields, batch: Batch, generator: torch.Generator) -> CameraCast:
         rays = self.config.rays
         size = (batch.images.shape[-2], batch.images.shape[-1])
         grid = draw_ray_grid(size, rays.grid, rays.strides, generator)

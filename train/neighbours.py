@@ -132,7 +132,7 @@ def draw_neighbour(
     usable: Callable[[Neighbour], bool],
     rng: np.random.Generator,
 ) -> Neighbour | None:
-    """One neighbour, drawn with probability proportional to the rule's Gaussian of its ego distance; None: there is none.
+    """One neighbour, drawn with probability proportional to the rule's Gaussian of its ego distance; None: no image.
 
     A car that stands has many candidates at distance zero: all equally likely. One so fast that even the nearest is far
     out in the Gaussian's tail gets the nearest.

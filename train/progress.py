@@ -25,7 +25,7 @@ class Reporter(pl.Callback):
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), refresh_per_second=2)
             self._bar.start()
-            self._task = self._bar.add_task(f"stage {pl_module.stage}", total=1.0, completed=pl_module.progress)
+            self._task = self._bar.add_task(f"stage {pl_module.stage}", total=1.0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
