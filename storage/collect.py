@@ -13,8 +13,7 @@ from storage.schema import ArraySpec
 def generation_folders(root: Path, scene: str) -> list[Path]:
     """Folders of all generations of a scene that are on disk."""
     base = root / generation_path(scene, 0)
-    later = base / "generations"
-    return [base, *(sorted(later.iterdir()) if later.is_dir() else [])]
+    return [base, *sorted(p for p in base.glob("generations/*") if p.is_dir())]
 
 
 def collect_unit(root: Path, unit: UnitId, specs: tuple[ArraySpec, ...], record: CommitRecord | None) -> None:

@@ -248,6 +248,9 @@ class CueStore:
                 self._sweep_unit(unit)
                 files.remove_tree(folder)
                 swept += 1
+        for left in pending.glob("*.lock"):
+            with files.lock(left, timeout_s=0):
+                pass
         return swept
 
     def _sweep_unit(self, unit: UnitId | None) -> None:
@@ -268,12 +271,15 @@ class CueStore:
         """The unit's lock and an empty scratch folder, which tells a later sweep that this unit was in the making."""
         folder = self.path / PENDING / str(unit)
         try:
-            with self._lock(unit), files.scratch_folder(folder) as scratch:
-                try:
-                    yield scratch
-                except BaseException:
+            with self._lock(unit):
+                if folder.exists():
                     self._sweep_unit(unit)
-                    raise
+                with files.scratch_folder(folder) as scratch:
+                    try:
+                        yield scratch
+                    except BaseException:
+                        self._sweep_unit(unit)
+                        raise
         except OSError as error:
             raise files.explain(error, self.path, f"writing unit {unit}") from error
 

@@ -1,7 +1,8 @@
 """Small stores with known content: every array of every cue, drawn from a seed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def make_attributes(**changes: object) -> StoreAttributes:
         "keyframe_interval_s": 0.5,
         "block_keyframes": 2,
     }
-    return StoreAttributes(**{**values, **changes})  # type: ignore[arg-type]
+    return StoreAttributes(**{**values, **changes})
 
 
 def make_table(frames: int = 5, slots: int = 3, seed: int = 0, cameras: int = 2, **changes: object) -> SceneTable:
@@ -50,7 +51,7 @@ def make_table(frames: int = 5, slots: int = 3, seed: int = 0, cameras: int = 2,
         "max_lidar_points": 20,
         "tags": ("night",),
     }
-    return SceneTable(**{**values, **changes})  # type: ignore[arg-type]
+    return SceneTable(**{**values, **changes})
 
 
 def make_arrays(cue: str, frames: int, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
@@ -69,6 +70,34 @@ def make_arrays(cue: str, frames: int, seed: int = 0, sizes: Mapping[str, int] |
     return arrays
 
 
+def commit_random(store: CueStore, cue: str, block: int, seed: int = 0, scene: str = "a") -> dict[str, np.ndarray]:
+    """Commit random content with fingerprint `fp-<seed>`; returns the arrays."""
+    arrays = make_arrays(cue, len(store.blocks(scene)[block]), seed)
+    store.commit_block(UnitId(cue, scene, block), arrays, Provenance(f"fp-{seed}"))
+    return arrays
+
+
+def flip_bit(path: Path, bit: int) -> None:
+    """Flip one bit of a file, modulo its length."""
+    data = bytearray(path.read_bytes())
+    bit %= 8 * len(data)
+    data[bit // 8] ^= 1 << (bit % 8)
+    path.write_bytes(bytes(data))
+
+
+@pytest.fixture
+def tiny() -> SimpleNamespace:
+    """The builders of this folder's tests."""
+    return SimpleNamespace(
+        attributes=make_attributes,
+        table=make_table,
+        arrays=make_arrays,
+        commit=commit_random,
+        flip_bit=flip_bit,
+        provenance=Provenance,
+    )
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> CueStore:
     """An empty store of `make_attributes`, scene `a` opened with five keyframes (blocks of 2, 2, 1)."""
@@ -78,12 +107,9 @@ def store(tmp_path: Path) -> CueStore:
 
 
 @pytest.fixture
-def commit() -> Callable[..., dict[str, np.ndarray]]:
-    """Commit random content: commit(store, cue, block, seed=0, scene="a") -> the arrays."""
-
-    def run(store: CueStore, cue: str, block: int, seed: int = 0, scene: str = "a") -> dict[str, np.ndarray]:
-        arrays = make_arrays(cue, len(store.blocks(scene)[block]), seed)
-        store.commit_block(UnitId(cue, scene, block), arrays, Provenance(f"fp-{seed}"))
-        return arrays
-
-    return run
+def full_store(store: CueStore) -> CueStore:
+    """As `store`, every cue of every block committed with seed 0."""
+    for cue in CUES:
+        for block in range(3):
+            commit_random(store, cue, block)
+    return store
