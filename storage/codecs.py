@@ -20,6 +20,8 @@ EMPTY = 0xFFFFFFFFFFFFFFFF
 _RESIDUE = 0x48674BC7
 """crc32c of any message followed by its own little-endian crc32c; checking so spares a copy of the message."""
 
+_BLOSC_SIZE_AT = 4
+"""Where a blosc buffer says how many bytes it holds; its decompressor leaves a larger target partly unwritten."""
 _BLOSC: dict[str, dict[str, Any]] = {
     "blosc-lz4-shuffle": {"cname": "lz4", "clevel": 5, "shuffle": "shuffle"},
     "blosc-lz4-bitshuffle": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"},
@@ -87,18 +89,25 @@ def decode_chunk(data: bytes, codec: str, dtype: np.dtype, shape: tuple[int, ...
     body = memoryview(data)[:-4]
     out = np.empty(shape, dtype.newbyteorder("<"))
     try:
-        if codec == "raw":
-            out.reshape(-1).view(np.uint8)[:] = np.frombuffer(body, np.uint8)
-        elif codec == "zstd1":
-            from numcodecs import zstd
-
-            zstd.decompress(body, out)
-        else:
+        if codec.startswith("blosc"):
             from numcodecs import blosc
 
-            blosc.decompress(body, out)
-    except (RuntimeError, ValueError) as error:
+            size = struct.unpack_from("<I", body, _BLOSC_SIZE_AT)[0]
+            if size == out.nbytes:
+                blosc.decompress(body, out)
+        else:
+            plain = body
+            if codec == "zstd1":
+                from numcodecs import zstd
+
+                plain = memoryview(zstd.decompress(body))
+            size = len(plain)
+            if size == out.nbytes:
+                out.reshape(-1).view(np.uint8)[:] = np.frombuffer(plain, np.uint8)
+    except (RuntimeError, ValueError, struct.error) as error:
         raise StoreDamage(f"cannot decode {codec} chunk: {error}") from error
+    if size != out.nbytes:
+        raise StoreDamage(f"cannot decode {codec} chunk: it holds {size} bytes, {out.nbytes} were expected")
     return out
 
 
