@@ -73,7 +73,7 @@ class NuScenesLog:
 
     @property
     def index(self) -> NuScenesIndex:
-        """The tables, read on first use: about a minute for v1.0-trainval, nothing for a mini or synthetic log."""
+        """The tables, read on first use: one to two minutes for v1.0-trainval, a moment for a mini or synthetic log."""
         with _BUILDING:
             return self._index
 

@@ -100,7 +100,8 @@ def read_scenes(tables: Path) -> list[SceneRow]:
 def build_index(tables: Path, scenes: list[SceneRow], sweeps: bool = True) -> NuScenesIndex:
     """Read the tables once and keep what `scenes` need: every camera's rows, and LiDAR keyframes.
 
-    Peak memory is about 250 bytes per row kept (v1.0-trainval with sweeps: 1.2 million) plus one batch.
+    The columns take about 200 bytes per row kept, the peak two to three times that. Measured on tables the size of
+    v1.0-trainval's (2.6 million rows, 2 GB): all scenes 1.3 million rows, 258 MB; two scenes 3000 rows, peak 29 MB.
 
     Args:
         tables: folder of the JSON files, e.g. `<root>/v1.0-mini`.
@@ -125,7 +126,8 @@ def build_index(tables: Path, scenes: list[SceneRow], sweeps: bool = True) -> Nu
         scene_start=starts,
         has_sweeps=sweeps,
         notes=notes,
-        **{name: column[order] for name, column in columns.items()},
+        # popped one by one, so that only one column lives twice
+        **{name: columns.pop(name)[order] for name in list(columns)},
     )
 
 

@@ -109,7 +109,7 @@ def _big_tables(folder: Path) -> None:
                 f'"calibrated_sensor_token": "cal", "timestamp": {i}, "is_key_frame": true, "height": 900, '
                 f'"width": 1600, "filename": "samples/CAM_FRONT/n008-2018-08-01__CAM_FRONT__{i:016d}.jpg"}}'
             )
-            if i % 2 == 0:
+            if i % stride % 10 == 0:
                 poses.write(f'{opening}{{"token": "{i:032x}", "rotation": [1, 0, 0, 0], "translation": [{i}, 0, 0]}}')
         data.write("]")
         poses.write("]")

@@ -1,6 +1,7 @@
 """The nuScenes reader against nuscenes-devkit on a miniature log, and on logs with parts missing."""
 
 import json
+import pickle
 import random
 import warnings
 from collections.abc import Callable
@@ -143,6 +144,12 @@ def test_row_order_and_links_do_not_matter(tiny_nuscenes: Any) -> None:
             row.pop("next", None)
     assert _describe(NuScenesLog(tiny_nuscenes.write()).scene("scene-0061")) == expected
     assert _describe(NuScenesLog(tiny_nuscenes.root, scenes=["scene-0061"]).scene("scene-0061")) == expected
+
+
+def test_logs_travel_to_other_processes(tiny_nuscenes: Any) -> None:
+    log = NuScenesLog(tiny_nuscenes.write())
+    expected = _describe(log.scene("scene-0103"))
+    assert _describe(pickle.loads(pickle.dumps(log)).scene("scene-0103")) == expected
 
 
 def test_sparse_tables_are_told_and_read(tiny_nuscenes: Any) -> None:
