@@ -29,6 +29,7 @@ KNOWN_ERRORS = {
     "storage.errors:StoreError": 1,
     "model.checkpoint:CheckpointError": 1,
     "train.checkpoint:CheckpointError": 1,
+    "pipelines.prefect_home:PrefectError": 1,
     "occflow:CommandError": 2,
 }
 """Errors whose message is a remedy, and the exit code they give; anything else is a bug and shows its traceback."""
@@ -153,7 +154,7 @@ def cues(
     from pipelines.plan import plan
 
     kind = "dask" if scheduler is not None else None if runner == "plain" else runner
-    given = {"dataset.root": root, "store": store, "runner.kind": kind}
+    given: dict[str, Any] = {"dataset.root": root, "store": store, "runner.kind": kind}
     given |= {"runner.workers": workers, "runner.scheduler": scheduler}
     settings = load_config(config, overrides(set_ or []) | given)
     if dry_run:

@@ -36,7 +36,7 @@ def extract_shown(
     with stop_on_signals() as stop, UnitProgress(console, work) as told:
         if not work.open or not prefect:
             return extract_log(config, scenes, cues, told, stop)
-        with private_prefect():
+        with private_prefect(stop):
             from pipelines.flows import run_flow
 
             return run_flow(config, scenes, cues, told, stop)

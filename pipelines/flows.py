@@ -7,6 +7,7 @@ import errno
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from threading import Event
 from typing import Any
 
@@ -18,7 +19,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pipelines.config import CuesConfig, RunnerConfig
 from pipelines.extract import begin_report, extract_unit, finish_report
 from pipelines.plan import Work, plan
-from pipelines.schedule import ExtractReport, Progress, following, run_units, watch
+from pipelines.schedule import ExtractReport, Progress, following, run_units, stop_on_signals, watch
 from storage.commit import CommitRecord
 
 TRANSIENT = frozenset(
@@ -67,17 +68,19 @@ def cues_flow(config: CuesConfig, scenes: list[str] | None = None, cues: list[st
     work = plan(config, scenes, cues)
     report = begin_report(config, work)
     retries, wait = config.runner.retries, config.runner.retry_wait_s
-    run_units(
-        work,
-        lambda item: unit_task.with_options(
-            task_run_name=item.name, retries=retries, retry_delay_seconds=wait, retry_condition_fn=_retry
-        ).submit(config, item),
-        report,
-        width=2 * config.runner.workers,
-        fail_fast=config.on_error == "fail",
-        progress=followed.progress,
-        stop=followed.stop,
-    )
+    # Prefect's own SIGTERM handler, in force here, raises wherever the flow stands.
+    with stop_on_signals(followed.stop) if followed.stop is not None else nullcontext():
+        run_units(
+            work,
+            lambda item: unit_task.with_options(
+                task_run_name=item.name, retries=retries, retry_delay_seconds=wait, retry_condition_fn=_retry
+            ).submit(config, item),
+            report,
+            width=2 * config.runner.workers,
+            fail_fast=config.on_error == "fail",
+            progress=followed.progress,
+            stop=followed.stop,
+        )
     finish_report(config, work, report)
     report.seconds = time.perf_counter() - started
     create_table_artifact(key="cues", table=summary_rows(report), description=f"{config.store}")

@@ -1,30 +1,51 @@
-"""Quiet, private settings for Prefect's temporary server; to be made before `prefect` is first imported.
+"""A quiet, private Prefect server for one run: its settings, its database, its process.
 
-Only defaults: what the user's environment says wins, and with PREFECT_API_URL set a run goes to that server.
+With PREFECT_API_URL in the environment that server is used instead, and nothing is started.
 """
 
 import fcntl
+import importlib
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
+
+START_TIMEOUT_S = 120.0
+"""Measured on two cores: 6 s, 15 s with a new database, several times that on a busy machine."""
 
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
-    # The server dies with the run, and its recorder then reports unflushed events with pages of traceback.
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
-    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    # Measured 7-17 s on two idle cores; the default limit of 20 s fails on busy ones.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "DASK_LOGGING__DISTRIBUTED": "critical",
 }
+_SERVER = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+"""What Prefect itself sets for a server that lives as long as one run."""
+
+# The server ends with this process even if that is killed (Linux: a signal on the parent's death).
+_SERVE = """
+import ctypes, sys, uvicorn
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 15)
+uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=int(sys.argv[1]),
+            log_level="error", lifespan="on")
+"""
+
+
+class PrefectError(RuntimeError):
+    """The temporary Prefect server cannot be had. The message says what to do."""
 
 
 def prefect_home() -> Path:
@@ -34,44 +55,101 @@ def prefect_home() -> Path:
 
 
 @contextmanager
-def private_prefect() -> Iterator[None]:
-    """Environment in which importing and running Prefect is quiet and touches nothing of the user's.
+def private_prefect(stop: Event | None = None) -> Iterator[None]:
+    """Inside, `prefect` imports quietly and talks to a server of this run's own, or to the one of PREFECT_API_URL.
 
-    The database is kept, because making a new one costs 8-10 s. One run at a time may use it; another that runs
-    meanwhile, or a home that cannot be written, gets a fresh temporary one.
+    The server is in a session of its own: Ctrl-C reaches this process alone, and units in the making can still report
+    when they end. Settings that the environment makes are left as they are.
+
+    Raises:
+        PrefectError: the server did not start.
+        KeyboardInterrupt: `stop` was set while it started.
     """
     before = dict(os.environ)
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    temporary = None
-    lock = None
-    if "PREFECT_HOME" not in os.environ and "PREFECT_API_URL" not in os.environ:
-        home = prefect_home()
-        lock = _lock(home)
-        if lock is None:
-            temporary = home = Path(tempfile.mkdtemp(prefix="occflow-prefect-"))
-        os.environ["PREFECT_HOME"] = str(home)
     try:
-        yield
+        with ExitStack() as held:
+            if "PREFECT_API_URL" not in os.environ:
+                if "PREFECT_HOME" not in os.environ:
+                    os.environ["PREFECT_HOME"] = str(held.enter_context(_home()))
+                url = held.enter_context(_server(stop or Event()))
+                os.environ["PREFECT_API_URL"] = url
+                settings = importlib.import_module("prefect.settings")
+                # For a process that had imported Prefect before: it reads the environment only then.
+                held.enter_context(settings.temporary_settings({settings.PREFECT_API_URL: url}))
+            yield
     finally:
-        if lock is not None:
-            os.close(lock)
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         os.environ.clear()
         os.environ.update(before)
 
 
-def _lock(home: Path) -> int | None:
-    """A lock that ends with the process, or None when another run holds it or the folder cannot be written."""
+@contextmanager
+def _home() -> Iterator[Path]:
+    """The kept home, because a new database costs 10 s; else a temporary one (in use, read-only)."""
+    home = prefect_home()
+    descriptor = None
     try:
         home.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(home / "in-use.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        return None
-    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        temporary = Path(tempfile.mkdtemp(prefix="occflow-prefect-"))
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return
+    try:
+        yield home
+    finally:
         os.close(descriptor)
-        return None
-    return descriptor
+
+
+@contextmanager
+def _server(stop: Event) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(port)],
+            env=os.environ | _SERVER,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            importlib.import_module("prefect")  # 1.3 s, while the server starts
+            if not _healthy(url, process, stop):
+                said.seek(0)
+                raise PrefectError(
+                    f"Prefect's temporary server did not answer within {START_TIMEOUT_S:.0f} s; its last words:\n"
+                    f"{said.read()[-800:].decode(errors='replace')}\nRun with --runner plain (no Prefect), or start "
+                    "`prefect server start` and set PREFECT_API_URL."
+                )
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _healthy(url: str, process: "subprocess.Popen[bytes]", stop: Event) -> bool:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            stop.wait(0.1)
+    return False

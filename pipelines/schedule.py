@@ -148,13 +148,13 @@ def following(progress: Progress | None, stop: Event | None) -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signals(grace_s: float = 20.0) -> Iterator[Event]:
-    """An event that SIGINT or SIGTERM sets, for an orderly end: units in the making are finished and committed.
+def stop_on_signals(stop: Event | None = None, grace_s: float = 20.0) -> Iterator[Event]:
+    """An event (`stop` itself where given) that SIGINT or SIGTERM sets: units in the making are finished and committed.
 
     A second SIGINT, or `grace_s` seconds after a SIGTERM (batch systems kill soon after), ends the process at once;
     that is as safe as a kill -9: what is committed stays. Does nothing outside the main thread.
     """
-    stop = Event()
+    stop = stop or Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
