@@ -1,5 +1,6 @@
 """ConvNeXt image backbone with the parameter names of the official files, and their loader."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -124,7 +125,13 @@ def load_official_weights(backbone: ConvNeXt, path: str | Path) -> WeightReport:
         ValueError: the file is no such checkpoint, or holds another size of ConvNeXt: names the entry, both shapes
             and what to set.
     """
-    content = torch.load(Path(path), map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(Path(path), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as a file of tensors ({str(error).splitlines()[0]}); download it again, or "
+            "save its state_dict alone if it holds other objects"
+        ) from error
     entries = _official_entries(content, str(path))
     own = backbone.state_dict()
     wrong = [name for name, value in entries.items() if name in own and value.shape != own[name].shape]

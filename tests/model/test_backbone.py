@@ -1,0 +1,92 @@
+"""ConvNeXt: sizes, published parameter counts, and loading of files in the official layout."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.backbone import ConvNeXt, DropPath, load_official_weights
+from model.config import BackboneConfig
+from model.fpn import FeaturePyramid
+
+SMALL = BackboneConfig(depths=(1, 1, 2, 1), dims=(4, 6, 8, 10))
+
+
+def _official_file(path: Path, config: BackboneConfig = SMALL, wrap: str | None = "model", prefix: str = "") -> dict:
+    """A file as the authors publish it: random values, official names, classifier head, no output norms."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    dims = config.dims
+    shapes["downsample_layers.0.0.weight"] = (dims[0], 3, 4, 4)
+    shapes["downsample_layers.0.0.bias"] = shapes["downsample_layers.0.1.weight"] = (dims[0],)
+    shapes["downsample_layers.0.1.bias"] = (dims[0],)
+    for i in range(1, 4):
+        shapes[f"downsample_layers.{i}.0.weight"] = shapes[f"downsample_layers.{i}.0.bias"] = (dims[i - 1],)
+        shapes[f"downsample_layers.{i}.1.weight"] = (dims[i], dims[i - 1], 2, 2)
+        shapes[f"downsample_layers.{i}.1.bias"] = (dims[i],)
+    for i, (depth, dim) in enumerate(zip(config.depths, dims, strict=True)):
+        for j in range(depth):
+            block = f"stages.{i}.{j}."
+            shapes[block + "gamma"] = shapes[block + "dwconv.bias"] = shapes[block + "pwconv2.bias"] = (dim,)
+            shapes[block + "norm.weight"] = shapes[block + "norm.bias"] = (dim,)
+            shapes[block + "dwconv.weight"] = (dim, 1, 7, 7)
+            shapes[block + "pwconv1.weight"], shapes[block + "pwconv1.bias"] = (4 * dim, dim), (4 * dim,)
+            shapes[block + "pwconv2.weight"] = (dim, 4 * dim)
+    shapes["norm.weight"] = shapes["norm.bias"] = (dims[3],)
+    shapes["head.weight"], shapes["head.bias"] = (1000, dims[3]), (1000,)
+    entries = {prefix + name: torch.randn(shape) for name, shape in shapes.items()}
+    torch.save({wrap: entries} if wrap else entries, path)
+    return entries
+
+
+def test_convnext_base_has_the_published_size() -> None:
+    with torch.device("meta"):
+        backbone = ConvNeXt(BackboneConfig())
+    own = sum(p.numel() for name, p in backbone.named_parameters() if not name.startswith("output_norms"))
+    # 88,591,464 is the published model, with its final norm and 1000-class head, which we do not have.
+    assert own == 88_591_464 - (1024 * 1000 + 1000) - 2 * 1024
+
+
+def test_four_levels_cover_images_that_no_stride_divides() -> None:
+    backbone, pyramid = ConvNeXt(SMALL), FeaturePyramid(SMALL.dims, 5)
+    levels = pyramid(backbone(torch.randn(2, 3, 64, 176)))
+    assert [tuple(x.shape) for x in levels] == [(2, 5, 16, 44), (2, 5, 8, 22), (2, 5, 4, 11), (2, 5, 2, 6)]
+
+
+@pytest.mark.parametrize(("wrap", "prefix"), [("model", ""), ("module", "sparse_encoder.sp_cnn."), (None, "module.")])
+def test_official_files_load_name_by_name(tmp_path: Path, wrap: str | None, prefix: str) -> None:
+    entries = _official_file(tmp_path / "weights.pth", wrap=wrap, prefix=prefix)
+    backbone = ConvNeXt(SMALL)
+    report = load_official_weights(backbone, tmp_path / "weights.pth")
+    own = backbone.state_dict()
+    assert set(report.unused) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert set(report.missing) == {name for name in own if name.startswith("output_norms.")}
+    assert set(report.loaded) == set(own) - set(report.missing)
+    for name in report.loaded:
+        assert torch.equal(own[name], entries[prefix + name]), name
+
+
+def test_wrong_files_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    _official_file(path, BackboneConfig(depths=(1, 1, 2, 1), dims=(4, 6, 8, 12)))
+    with pytest.raises(ValueError, match=r"weights\.pth.*another shape.*set backbone\.depths and backbone\.dims"):
+        load_official_weights(ConvNeXt(SMALL), path)
+    _official_file(path, BackboneConfig(depths=(1, 1, 1, 1), dims=SMALL.dims))
+    with pytest.raises(ValueError, match=r"lacks 9 parameters.*stages\.2\.1"):
+        load_official_weights(ConvNeXt(SMALL), path)
+    torch.save({"conv1.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"no ConvNeXt file.*conv1\.weight"):
+        load_official_weights(ConvNeXt(SMALL), path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="found list"):
+        load_official_weights(ConvNeXt(SMALL), path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"weights\.pth.*cannot be read"):
+        load_official_weights(ConvNeXt(SMALL), path)
+
+
+def test_drop_path_keeps_the_mean_and_only_acts_in_training() -> None:
+    drop, x = DropPath(0.25), torch.ones(4000, 2)
+    assert drop.eval()(x) is x
+    dropped = drop.train()(x)
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.05)
