@@ -89,7 +89,7 @@ class SceneReader:
         self._source = source
         self._attributes = attributes
         self._table: SceneTable | None = None
-        source.require(UnitId(INIT, name))
+        self._length = source.require(UnitId(INIT, name)).frames[1]
 
     @property
     def table(self) -> SceneTable:
@@ -101,7 +101,7 @@ class SceneReader:
     @property
     def length(self) -> int:
         """T, the number of keyframes."""
-        return self.table.length
+        return self._length
 
     def unit(self, cue: str, t: int) -> UnitId:
         """The unit that holds a cue at a keyframe. Raises IndexError outside the scene."""

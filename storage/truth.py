@@ -27,7 +27,7 @@ class TruthScene:
         self._source = source
         self._attributes = attributes
         self._table: SceneTable | None = None
-        source.require(UnitId(INIT, name))
+        self._length = source.require(UnitId(INIT, name)).frames[1]
 
     @property
     def table(self) -> SceneTable:
@@ -39,7 +39,7 @@ class TruthScene:
     @property
     def length(self) -> int:
         """T, the number of keyframes."""
-        return self.table.length
+        return self._length
 
     def _unit(self, cue: str, t: int) -> UnitId:
         if not 0 <= t < self.length:

@@ -1,5 +1,6 @@
 """Small stores with known content: every array of every cue, drawn from a seed."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,18 +99,27 @@ def tiny() -> SimpleNamespace:
     )
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> CueStore:
-    """An empty store of `make_attributes`, scene `a` opened with five keyframes (blocks of 2, 2, 1)."""
-    made = CueStore.create(tmp_path / "store.zarr", make_attributes())
+@pytest.fixture(scope="session")
+def built_stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An opened and a full store, built once (a commit syncs the disk, a copy of it need not)."""
+    folder = tmp_path_factory.mktemp("built")
+    made = CueStore.create(folder / "empty.zarr", make_attributes())
     made.commit_init("a", make_table(), "init-1")
-    return made
-
-
-@pytest.fixture
-def full_store(store: CueStore) -> CueStore:
-    """As `store`, every cue of every block committed with seed 0."""
+    shutil.copytree(made.path, folder / "full.zarr")
+    full = CueStore.open(folder / "full.zarr")
     for cue in CUES:
         for block in range(3):
-            commit_random(store, cue, block)
-    return store
+            commit_random(full, cue, block)
+    return made.path, full.path
+
+
+@pytest.fixture
+def store(tmp_path: Path, built_stores: tuple[Path, Path]) -> CueStore:
+    """A store of `make_attributes`, scene `a` opened with five keyframes (blocks of 2, 2, 1), no block committed."""
+    return CueStore.open(shutil.copytree(built_stores[0], tmp_path / "store.zarr"))
+
+
+@pytest.fixture
+def full_store(tmp_path: Path, built_stores: tuple[Path, Path]) -> CueStore:
+    """As `store`, every cue of every block committed with seed 0."""
+    return CueStore.open(shutil.copytree(built_stores[1], tmp_path / "full.zarr"))
