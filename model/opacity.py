@@ -60,7 +60,7 @@ def weights_from_log_keep(
 ) -> tuple[Float[Tensor, "*rays samples"], Float[Tensor, "*rays"]]:
     """Weights w_i = α_i Π_j<i (1 - α_j) and what is left behind the last sample; together they sum to 1."""
     log_after = torch.cumsum(log_keep, dim=-1)
-    # Shifted, not log_after - log_keep: at a sharp temperature the logarithms reach 1e7 and a difference loses all digits.
+    # Shifted, not log_after - log_keep: at a sharp temperature logarithms reach 1e7 and a difference loses all digits.
     log_before = F.pad(log_after[..., :-1], (1, 0))
     weights = torch.exp(log_before) * -torch.expm1(log_keep)
     return weights, torch.exp(log_after[..., -1])
