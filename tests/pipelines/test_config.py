@@ -1,0 +1,91 @@
+"""Configurations: presets load, and every fault is told with its key, its value and what would be right."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import ConfigError, load_config, preset_names
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "cues.yaml"
+    path.write_text(text)
+    return path
+
+
+GOOD = """
+dataset: {kind: nuscenes, root: data}
+store: a.zarr
+sizes: {network: [64, 176], render: [32, 88]}
+keyframe_interval_s: 0.5
+cues: [images, lidar]
+"""
+
+
+def test_presets_load() -> None:
+    assert preset_names() == ["demo", "nuscenes", "semantic_kitti"]
+    for name in preset_names():
+        config = load_config(name)
+        assert "images" in config.cues
+        assert "lidar" in config.cues
+
+
+def test_the_paper_sizes() -> None:
+    assert load_config("nuscenes").sizes.network == (512, 1408)
+    assert load_config("nuscenes").sizes.render == (256, 704)
+    assert load_config("semantic_kitti").sizes.render == (352, 1216)
+
+
+def test_a_list_of_cues_takes_every_default(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, GOOD)).cues == {"images": {}, "lidar": {}}
+
+
+def test_overrides_and_none(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, GOOD), {"dataset.root": "/elsewhere", "runner.workers": 3, "store": None})
+    assert config.dataset.root == Path("/elsewhere")
+    assert config.runner.workers == 3
+    assert config.store == Path("a.zarr")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("store:", "stroe: b.zarr\nstore:"), ["'stroe'", "'b.zarr'", "did you mean 'store'"]),
+        (("kind:", "knd: x, kind:"), ["'dataset.knd'", "'x'", "did you mean 'kind'"]),
+        (("[images, lidar]", "[images, lidr]"), ["cues", "unknown cue 'lidr'", "did you mean 'lidar'"]),
+        (("[images, lidar]", "{masks: {backend: moton}}"), ["'moton'", "did you mean 'motion'"]),
+        (("[images, lidar]", "{lidar: {min_rnge: 2}}"), ["'min_rnge'", "value 2", "did you mean 'min_range'"]),
+        (("[images, lidar]", "{lidar: {min_range: far}}"), ["min_range", "'far'"]),
+        (("a.zarr", "a"), ["store = 'a'", "a.zarr"]),
+        (("[32, 88]", "[32, 80]"), ["[32, 80]", "[64, 176]", "whole number", "[32, 88]"]),
+        (("0.5", "-1"), ["keyframe_interval_s = -1", "greater than 0"]),
+        (("keyframe_interval_s: 0.5", ""), ["'keyframe_interval_s' is missing"]),
+        (("cues:", "runner: {scheduler: tcp://x}\ncues:"), ["scheduler 'tcp://x'", "set kind to dask"]),
+    ],
+)
+def test_faults_name_key_value_and_remedy(tmp_path: Path, change: tuple[str, str], words: list[str]) -> None:
+    path = written(tmp_path, GOOD.replace(*change))
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert str(path) in message
+    for word in words:
+        assert word in message, message
+
+
+def test_what_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="presets are demo"):
+        load_config("nuscene")
+    with pytest.raises(ConfigError, match="not a YAML file"):
+        load_config(written(tmp_path, "a: [1"))
+    with pytest.raises(ConfigError, match="expected keys such as"):
+        load_config(written(tmp_path, "- 1"))
+
+
+def test_a_cue_that_lacks_its_upstream_is_told(tmp_path: Path) -> None:
+    from pipelines.workbench import Workbench
+
+    text = GOOD.replace("[images, lidar]", "{masks: {backend: motion}}")
+    bench = Workbench(load_config(written(tmp_path, text)))
+    with pytest.raises(ConfigError, match=r"'masks' is made from '\w+', which is not listed; add"):
+        _ = bench.extractors
