@@ -1,6 +1,7 @@
 """One stage of training as a Lightning module; `training_step` is the method in a paragraph."""
 
 import time
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -132,8 +133,9 @@ class StageModule(pl.LightningModule):
         self.numbers["optimiser/gradient_norm"] = float(norm)
         self.numbers["optimiser/skipped"] = float(self.skipped)
 
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        """Count the step."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step, and count it before any callback can save: a checkpoint must not repeat it."""
+        super().optimizer_step(*args, **kwargs)
         self.step += 1
 
     @property

@@ -99,6 +99,11 @@ class World:
             "K": K,
         }
 
+    def soft(self, time: float, c: int) -> np.ndarray:
+        """Colour at render size, averaged over the network pixels as keyframe images are."""
+        (h, w), (H, W) = self.render_size, self.network_size
+        return self.look(time, c, self.network_size)["colour"].reshape(h, H // h, w, W // w, 3).mean(axis=(1, 3))
+
     def flow(self, c: int, time: float, target_time: float) -> np.ndarray:
         """Exact flow (2, h, w) in render pixels; nan where the sky, hidden or out of view."""
         h, w = self.render_size
@@ -191,7 +196,7 @@ class World:
             _jpeg(self.look(self.camera_time(t, c), c, self.network_size)["colour"]) for t in range(T) for c in range(C)
         ]
         order = [(t, p, c) for t in range(T) for p in range(SLOTS) for c in range(C)]
-        sweeps = [_jpeg(self.look(self.camera_time(t, c, p), c, self.render_size)["colour"]) for t, p, c in order]
+        sweeps = [_jpeg(self.soft(self.camera_time(t, c, p), c)) for t, p, c in order]
         clouds = [self.lidar(t) for t in range(T)]
         count = max(len(points) for points, _ in clouds)
         table = self.table(images, sweeps, count)

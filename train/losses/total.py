@@ -15,7 +15,7 @@ class LossTerms:
     weights: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
 
-    def add(self, name: str, value: Float[Tensor, ""], weight: float, **counts: float) -> None:
+    def add(self, name: str, value: Float[Tensor, ""], weight: float, **counts: float | int) -> None:
         """Keep a term; `counts` go into the log as `<name>_<count>`."""
         if weight > 0:
             self.values[name] = value
