@@ -105,8 +105,8 @@ def test_photometric_loss_is_least_at_the_true_depth(world: Any, tiny_config: Ma
     for scale in (0.6, 0.8, 1.0, 1.25, 1.6):
         cast = true_cast(world, batch, 1, scale)
         still = everything_static(cast)
-        # Beyond 8 m the texture is finer than these few pixels.
-        away = ~box_rays(world, 1) & (true_cast(world, batch, 1).depth < 8)
+        # Further away the texture is finer than these few pixels.
+        away = ~box_rays(world, 1) & (true_cast(world, batch, 1).depth < 5.5)
         comparisons = [compare_with(cast, view, still, still.static & away) for view in (batch.earlier, batch.later)]
         losses[scale] = photometric_loss(comparisons, automask=False).loss.item()
     assert min(losses, key=lambda s: losses[s]) == 1.0
