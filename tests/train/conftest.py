@@ -75,7 +75,7 @@ class World:
         """Texture in [0, 1] fixed to the ground and walls, or to the box."""
         local = points - np.where((kind == 1)[..., None], self.box(time)[0], np.asarray(self.origin))
         wave = [
-            np.sin(local @ np.array(k) + p)
+            np.sin(0.4 * local @ np.array(k) + p)
             for k, p in (((1.1, 0.7, 1.9), 0), ((-0.6, 1.3, 0.8), 1), ((2.1, 0.2, -1.1), 2))
         ]
         colour = 0.5 + 0.22 * np.stack(wave, axis=-1) + 0.2 * np.stack([wave[1], wave[2], wave[0]], axis=-1)
