@@ -116,7 +116,7 @@ def _server(stop: Event) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/api"
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(port)],
+            [sys.executable, "-P", "-c", _SERVE, str(port)],
             env=os.environ | _SERVER,
             stdin=subprocess.DEVNULL,
             stdout=said,

@@ -1,0 +1,138 @@
+"""The command line as a user meets it: what it says, where it writes, how it fails, how it is interrupted."""
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storage.reader import StoreReader
+from storage.verify import verify
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
+UNITS = 2 * (1 + 4 * 4)
+
+
+def commits(store: Path) -> set[str]:
+    return {path.stem for path in (store / "commits").glob("*--*.json")}
+
+
+def test_cues_status_verify(occflow: Run, config_file: Path) -> None:
+    store = config_file.with_name("store.zarr")
+    dry = occflow("cues", config_file, "--runner", "plain", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "flow_next" in dry.stdout
+    assert "GPU hours" in dry.stdout
+    assert not store.exists()
+
+    first = occflow("cues", config_file, "--runner", "plain")
+    assert first.returncode == 0, first.stderr
+    assert f"{UNITS} units committed" in first.stdout
+    assert str(store) in first.stdout
+    assert "next: occflow status" in first.stdout
+
+    started = time.monotonic()
+    again = occflow("cues", config_file)
+    assert time.monotonic() - started < 10, "nothing to do must not start Prefect"
+    assert f"0 units committed (0.0 MB), {UNITS} were current" in again.stdout
+
+    status = occflow("status", store)
+    assert status.returncode == 0
+    assert len(re.findall(r"\bcomplete\b", status.stdout)) == 8
+    assert status.stdout.count("missing") == 6
+
+    assert occflow("verify", store).returncode == 0
+    shard = next(
+        path for path in (store / "scenes" / "00" / "images").rglob("*") if path.is_file() and "c" in path.parts
+    )
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    damaged = occflow("verify", store)
+    assert damaged.returncode == 1
+    assert str(shard) in damaged.stdout
+    assert occflow("verify", store, "--repair").returncode == 0
+    assert "1 units committed" in occflow("cues", config_file, "--runner", "plain").stdout
+    assert occflow("verify", store).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["cues", "nonsense"], 2, ["nonsense", "presets are"]),
+        (["cues", "CONFIG", "--set", "jpg_quality=3"], 2, ["'jpg_quality'", "did you mean 'jpeg_quality'"]),
+        (["cues", "CONFIG", "--set", "jpeg_quality"], 2, ["key=value"]),
+        (["cues", "CONFIG", "--scenes", "02"], 2, ["scene '02'"]),
+        (["cues", "CONFIG", "--cues", "flow_nxt"], 2, ["did you mean 'flow_next'"]),
+        (["cues", "CONFIG", "--root", "/nowhere"], 1, ["/nowhere", "no such folder"]),
+        (["status", "/nowhere.zarr"], 1, ["/nowhere.zarr"]),
+        (["verify", "/nowhere.zarr"], 1, ["/nowhere.zarr"]),
+        (["train", "nonsense"], 2, ["nonsense"]),
+    ],
+)
+def test_errors_are_one_paragraph(
+    occflow: Run, config_file: Path, arguments: list[str], code: int, words: list[str]
+) -> None:
+    result = occflow(*(str(config_file) if a == "CONFIG" else a for a in arguments))
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_debug_shows_the_traceback(occflow: Run) -> None:
+    assert "Traceback" in occflow("--debug", "cues", "nonsense").stderr
+
+
+def test_a_folder_with_somebody_elses_modules(occflow: Run, config_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    for name in ("eval", "storage", "docker"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("raise RuntimeError('not ours')")
+    for name in ("train", "model", "geometry", "pipelines", "occflow"):
+        (folder / f"{name}.py").write_text("raise RuntimeError('not ours')")
+    result = occflow("cues", config_file, "--scenes", "00", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "17 units committed" in result.stdout
+    assert result.stderr == "", "Prefect has to be quiet"
+    assert occflow("doctor", cwd=folder).returncode in (0, 1)
+    assert "not ours" not in occflow("train", "nonsense", cwd=folder).stderr
+
+
+def wait_for_commits(process: "subprocess.Popen[str]", store: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(commits(store)) < count:
+        assert process.poll() is None, "ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_goes_on(
+    occflow: Run, occflow_process: Start, config_file: Path, sent: signal.Signals
+) -> None:
+    store = config_file.with_name("store.zarr")
+    process = occflow_process("cues", config_file, "--runner", "plain", "--workers", "1")
+    wait_for_commits(process, store, 5)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    done = commits(store)
+    assert len(done) < UNITS
+    if sent is signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 130, err
+        assert "stopped" in out
+        assert "Traceback" not in err
+    damage = [finding for finding in verify(store) if finding.kind not in ("orphan", "temporary")]
+    assert damage == []
+    assert StoreReader(store).scene("00").length == 4
+    rest = occflow("cues", config_file, "--runner", "plain")
+    assert rest.returncode == 0, rest.stderr
+    assert f"{len(done)} were current" in rest.stdout
+    assert len(commits(store)) == UNITS
+    assert verify(store) == []
