@@ -134,13 +134,6 @@ def _layout(value: Mapping[str, Any]) -> ArrayLayout:
     return ArrayLayout(**{**value, **lists})
 
 
-def _version(raw: bytes) -> int | None:
-    try:
-        return int(json.loads(raw)["record"]["schema_version"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
 def decode_record(raw: bytes, path: Path) -> CommitRecord:
     """The inverse of `encode_record`.
 
@@ -149,14 +142,14 @@ def decode_record(raw: bytes, path: Path) -> CommitRecord:
         StoreDamage: not what was written.
     """
     remedy = "Run `occflow verify --repair` on the store, then `occflow cues` again."
-    version = _version(raw)
-    if version is not None and version != SCHEMA_VERSION:
-        raise schema_error(path, version)
     try:
         found = json.loads(raw)
         content = found["record"]
         if hashlib.sha256(encode_json(content)).hexdigest() != found["sha256"] or encode_json(found) != raw:
             raise StoreDamage(f"{path}: this commit record was changed after it was written. {remedy}")
+        # Only now: the digest is computed alike in every version, and tells another version from a flipped bit.
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise schema_error(path, content["schema_version"])
         shards = tuple(ShardEntry(**{**entry, "layout": _layout(entry["layout"])}) for entry in content["shards"])
         return CommitRecord(
             **{

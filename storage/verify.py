@@ -81,7 +81,9 @@ def _verify_root(root: Path) -> tuple[list[Finding], StoreAttributes | None]:
     try:
         attributes = read_attributes(root)
     except SchemaVersionError as error:
-        return [Finding("schema", main, str(error))], None
+        # A whole copy of this version says that the root's version is a flipped bit.
+        kind = "root" if _intact_root(spare) is not None else "schema"
+        return [Finding(kind, main, str(error))], None
     except StoreError as error:
         return [Finding("root", main, str(error))], None
     expected = root_metadata(attributes)
@@ -183,7 +185,10 @@ def _orphans(root: Path, attributes: StoreAttributes | None) -> Iterator[Finding
     for scene in sorted(p for p in folder.glob("*") if p.is_dir()):
         if _busy(root, scene.name):
             continue
-        named = referenced(root, scene.name)
+        try:
+            named = referenced(root, scene.name)
+        except SchemaVersionError:
+            continue  # A record of another version names files in a way that is not known here.
         for path in sorted(p for p in scene.rglob("*") if p.is_file() and p.name != "zarr.json"):
             if path not in named:
                 yield Finding("orphan", path, "no commit record names this file", _unit_of(path, scene, attributes))
@@ -248,16 +253,25 @@ def repair(path: str | Path, findings: Iterable[Finding]) -> list[UnitId]:
 def _restore_root(root: Path) -> None:
     """Write root and copy anew from whichever of the two is intact."""
     main, spare = root / "zarr.json", root / SPARE_ROOT
-    for candidate in (main, spare):
-        with contextlib.suppress(StoreDamage, OSError):
-            content = candidate.read_bytes()
-            if root_metadata(parse_attributes(content, candidate)) == content:
-                _replace(root, {main: content, spare: content})
-                return
+    content = _intact_root(main) or _intact_root(spare)
+    if content is not None:
+        _replace(root, {main: content, spare: content})
+        return
+    with contextlib.suppress(StoreDamage):
+        read_attributes(root)
     raise StoreDamage(
         f"{main}: damaged, and so is its copy {spare}. Make a new store with `occflow cues`; the arrays below "
         f"{root / 'scenes'} are still readable with zarr."
     )
+
+
+def _intact_root(path: Path) -> bytes | None:
+    """Content of a root zarr.json, None unless it is what `create` wrote under this schema version."""
+    try:
+        content = path.read_bytes()
+        return content if root_metadata(parse_attributes(content, path)) == content else None
+    except (StoreError, OSError):
+        return None
 
 
 def _restore_metadata(store: CueStore, record: CommitRecord, path: Path) -> bool:

@@ -1,7 +1,10 @@
 """Small stores with known content: every array of every cue, drawn from a seed."""
 
+import contextlib
+import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,27 +102,45 @@ def tiny() -> SimpleNamespace:
     )
 
 
+@contextlib.contextmanager
+def folder_in_memory(fallback: Path) -> Iterator[Path]:
+    """Memory where there is some: these tests sync a lot, and a killed process is not a power cut."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield fallback
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """As `tmp_path`, in memory where there is some."""
+    with folder_in_memory(tmp_path) as folder:
+        yield folder
+
+
 @pytest.fixture(scope="session")
-def built_stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An opened and a full store, built once (a commit syncs the disk, a copy of it need not)."""
-    folder = tmp_path_factory.mktemp("built")
-    made = CueStore.create(folder / "empty.zarr", make_attributes())
-    made.commit_init("a", make_table(), "init-1")
-    shutil.copytree(made.path, folder / "full.zarr")
-    full = CueStore.open(folder / "full.zarr")
-    for cue in CUES:
-        for block in range(3):
-            commit_random(full, cue, block)
-    return made.path, full.path
+def built_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """An opened and a full store, to copy."""
+    with folder_in_memory(tmp_path_factory.mktemp("built")) as folder:
+        made = CueStore.create(folder / "empty.zarr", make_attributes())
+        made.commit_init("a", make_table(), "init-1")
+        shutil.copytree(made.path, folder / "full.zarr")
+        full = CueStore.open(folder / "full.zarr")
+        for cue in CUES:
+            for block in range(3):
+                commit_random(full, cue, block)
+        yield made.path, full.path
 
 
 @pytest.fixture
-def store(tmp_path: Path, built_stores: tuple[Path, Path]) -> CueStore:
+def store(memory: Path, built_stores: tuple[Path, Path]) -> CueStore:
     """A store of `make_attributes`, scene `a` opened with five keyframes (blocks of 2, 2, 1), no block committed."""
-    return CueStore.open(shutil.copytree(built_stores[0], tmp_path / "store.zarr"))
+    return CueStore.open(shutil.copytree(built_stores[0], memory / "store.zarr"))
 
 
 @pytest.fixture
-def full_store(tmp_path: Path, built_stores: tuple[Path, Path]) -> CueStore:
+def full_store(memory: Path, built_stores: tuple[Path, Path]) -> CueStore:
     """As `store`, every cue of every block committed with seed 0."""
-    return CueStore.open(shutil.copytree(built_stores[1], tmp_path / "full.zarr"))
+    return CueStore.open(shutil.copytree(built_stores[1], memory / "full.zarr"))

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,20 +75,9 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """Memory where there is some: a kill is not a power cut, so these tests need no disk, and they sync a lot."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def opened(folder: Path, tiny: SimpleNamespace) -> CueStore:
-    """A store with one scene, in `folder`."""
-    made = CueStore.create(folder / "store.zarr", tiny.attributes())
+def opened(memory: Path, tiny: SimpleNamespace) -> CueStore:
+    """A store with one scene, in memory."""
+    made = CueStore.create(memory / "store.zarr", tiny.attributes())
     made.commit_init("a", tiny.table(), "init-1")
     return made
 
@@ -111,10 +99,10 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-def random_kills(worker: Worker, folder: Path, tiny: SimpleNamespace, kills: int, seed: int) -> None:
+def random_kills(worker: Worker, memory: Path, tiny: SimpleNamespace, kills: int, seed: int) -> None:
     """Kill a filling writer at random moments until so many kills have hit; check after each, then finish."""
     draw = random.Random(seed)
-    whole, path = folder / "whole.zarr", folder / "killed.zarr"
+    whole, path = memory / "whole.zarr", memory / "killed.zarr"
     table = tiny.table(max_image_bytes=20_000, max_sweep_bytes=5_000, max_lidar_points=5_000)
     for target in (whole, path):
         CueStore.create(target, tiny.attributes(**LARGE)).commit_init("a", table, "init-1")
@@ -145,14 +133,14 @@ def random_kills(worker: Worker, folder: Path, tiny: SimpleNamespace, kills: int
     assert not list((path / "commits" / ".pending").iterdir())
 
 
-def test_killed_at_random_moments(worker: Worker, folder: Path, tiny: SimpleNamespace) -> None:
-    random_kills(worker, folder, tiny, kills=15, seed=1)
+def test_killed_at_random_moments(worker: Worker, memory: Path, tiny: SimpleNamespace) -> None:
+    random_kills(worker, memory, tiny, kills=15, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_killed_at_many_random_moments(worker: Worker, folder: Path, tiny: SimpleNamespace, seed: int) -> None:
-    random_kills(worker, folder, tiny, kills=80, seed=10 + seed)
+def test_killed_at_many_random_moments(worker: Worker, memory: Path, tiny: SimpleNamespace, seed: int) -> None:
+    random_kills(worker, memory, tiny, kills=80, seed=10 + seed)
 
 
 def states_after_kills(worker: Worker, store: CueStore, job: str, step: int) -> Iterator[Path]:
@@ -169,15 +157,18 @@ def states_after_kills(worker: Worker, store: CueStore, job: str, step: int) -> 
     pytest.fail("the job never ended")
 
 
+@pytest.mark.parametrize(
+    "step", [3, pytest.param(1, marks=pytest.mark.slow)], ids=["every third change", "every change"]
+)
 @pytest.mark.parametrize("before", [None, 1], ids=["first commit", "rebuild"])
-def test_killed_at_every_change_of_a_commit(
-    worker: Worker, opened: CueStore, tiny: SimpleNamespace, before: int | None
+def test_killed_during_a_commit(
+    worker: Worker, opened: CueStore, tiny: SimpleNamespace, before: int | None, step: int
 ) -> None:
     old = tiny.commit(opened, "masks", 0, seed=before) if before is not None else None
     neighbour = tiny.commit(opened, "masks", 1, seed=5)
     new = tiny.arrays("masks", 2, 2)
     seen = set()
-    for number, copy in enumerate(states_after_kills(worker, opened, "commit_masks", 1)):
+    for number, copy in enumerate(states_after_kills(worker, opened, "commit_masks", step)):
         after = CueStore.open(copy)
         record = after.record(UnitId("masks", "a"))
         seen.add(record.fingerprint if record else None)
