@@ -22,10 +22,12 @@ from model.checkpoint import CheckpointError, load_weights, save_model
 from model.network import OccFlow
 from storage.reader import StoreReader
 from train.checkpoint import CONFIG_NAME, TrainingState, find_checkpoint, load_state, save_checkpoint
-from train.config import ConfigError, StageConfig, TrainConfig, dump_config, load_config
-from train.data import build_loader, training_frames
+from train.config import ConfigError, TrainConfig, dump_config, load_config
+from train.data import build_loader
 from train.module import StageModule
 from train.progress import Reporter
+from train.selection import training_frames
+from train.settings import StageConfig
 
 log = logging.getLogger(__name__)
 _ENDLESS = 10**9

@@ -13,13 +13,14 @@ from model.fields import Fields
 from model.network import OccFlow
 from train.batch import Batch
 from train.cast import CameraCast, cast_camera_rays
-from train.config import StageConfig, TrainConfig
+from train.config import TrainConfig
 from train.losses.dynamic import Motion
 from train.losses.photometric import photometric_loss
 from train.losses.regularise import hessian
 from train.losses.total import LossTerms
 from train.rays import draw_ray_grid
 from train.schedule import build_optimiser, rate_factor, set_rates
+from train.settings import StageConfig
 from train.supervise import (
     calm_static,
     compare_with,

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float32
 from geometry.cameras import scale_intrinsics
 from geometry.transforms import invert
 from storage.schema import SceneTable
-from train.config import NeighbourConfig
+from train.settings import NeighbourConfig
 
 KEYFRAME = -1
 """Sweep slot that stands for the keyframe itself."""

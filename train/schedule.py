@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from train.config import OptimiserConfig, StageConfig
+from train.settings import OptimiserConfig, StageConfig
 
 IMAGE_SIDE = ("backbone", "pyramid", "tpv")
 GEOMETRY = ("fusion", "refine", "sdf_head")

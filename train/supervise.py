@@ -11,7 +11,7 @@ from model.render import Renderer
 from storage.schema import FLOW_SCALE
 from train.batch import Batch, FlowTarget, View
 from train.cast import CameraCast, cast_ranges
-from train.config import LossConfig, TrainConfig
+from train.config import TrainConfig
 from train.losses.dynamic import Motion, disentangle, static_flow_regularisation
 from train.losses.flow import FlowLoss, flow_loss, ray_errors, sample_errors
 from train.losses.lidar import scale_invariant_loss
@@ -24,6 +24,7 @@ from train.losses.regularise import (
     normalised_disparity,
 )
 from train.rays import land, lidar_rays
+from train.settings import LossConfig
 
 
 def everything_static(cast: CameraCast) -> Motion:

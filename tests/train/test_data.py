@@ -14,9 +14,11 @@ from storage.errors import CueMissing
 from storage.reader import StoreReader
 from storage.store import CueStore, UnitId
 from train.batch import Batch, collate
-from train.config import ConfigError, NeighbourConfig, TrainConfig
-from train.data import Exclusion, KeyframeDataset, StepSampler, build_loader, draw_returns, training_frames
+from train.config import ConfigError, TrainConfig
+from train.data import KeyframeDataset, StepSampler, build_loader, draw_returns
 from train.neighbours import Neighbour, candidates, draw_neighbour
+from train.selection import Exclusion, training_frames
+from train.settings import NeighbourConfig
 
 Make = Callable[..., TrainConfig]
 

@@ -1,0 +1,93 @@
+"""Which keyframes of a store a stage trains on, and the clear refusal where a cue is missing."""
+
+import fnmatch
+import logging
+import re
+from collections import Counter
+
+from storage.errors import CueMissing
+from storage.reader import StoreReader
+from train.config import ConfigError, TrainConfig
+from train.frames import require_no_lidar
+
+log = logging.getLogger(__name__)
+_FRAMES = re.compile(r"(?P<scene>.+?)(:(?P<first>\d+)(-(?P<last>\d+))?)?")
+
+
+class Exclusion:
+    """The configuration's `data.exclude`: `scene`, `scene:t` or `scene:first-last`; scene names may be patterns."""
+
+    def __init__(self, entries: tuple[str, ...]) -> None:
+        self._rules: list[tuple[str, int, float]] = []
+        for entry in entries:
+            match = _FRAMES.fullmatch(entry)
+            if match is None:
+                raise ConfigError(f"data.exclude has {entry!r}; expected scene, scene:t or scene:first-last")
+            first, last = match["first"], match["last"]
+            low = int(first) if first else 0
+            self._rules.append((match["scene"], low, int(last) if last else low if first else float("inf")))
+
+    def __call__(self, scene: str, t: int) -> bool:
+        """Whether this keyframe (and the sweeps after it) is excluded."""
+        return any(fnmatch.fnmatchcase(scene, name) and low <= t <= high for name, low, high in self._rules)
+
+
+def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
+    """Cues without which a keyframe cannot be trained on in this stage."""
+    switches, cues = config.ablation, ["images"]
+    if config.data.neighbour.sweeps:
+        cues.append("sweeps")
+    if switches.lidar:
+        cues.append("lidar")
+    if stage == 2 and (switches.flow_supervision or switches.dynamic_disentanglement):
+        cues.append("flow_next")
+        if switches.dynamic_disentanglement:
+            cues.append("masks")
+        if switches.flow_supervision and switches.backward_static_flow:
+            cues.append(f"flow_{config.data.backward_cue}")
+    return tuple(cues)
+
+
+def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> list[tuple[str, int]]:
+    """(scene, keyframe) pairs this stage trains on: chosen, not excluded, every cue that is needed committed.
+
+    Raises:
+        ConfigError: data.scenes matches no scene of the store, or everything is excluded.
+        CueMissing: a needed cue is committed nowhere (it names the command that makes it), or comes from LiDAR in a
+            camera-only run.
+    """
+    patterns, excluded = config.data.scenes or ("*",), Exclusion(config.data.exclude)
+    names = [name for name in reader.scenes() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    if not names:
+        found = ", ".join(reader.scenes()[:5]) or "none"
+        raise ConfigError(f"data.scenes = {list(patterns)}: matches no scene of {reader.path}; it has: {found}")
+    cues = needed_cues(config, stage)
+    missing: Counter[str] = Counter()
+    frames, considered = [], 0
+    for name in names:
+        scene = reader.scene(name)
+        for t in range(scene.length):
+            if excluded(name, t) or not scene.table.camera_valid[t].any():
+                continue
+            considered += 1
+            absent = [cue for cue in cues if not scene.has(cue, t)]
+            missing.update(absent)
+            if not absent:
+                frames.append((name, t))
+    if not considered:
+        raise ConfigError(f"data.exclude = {list(config.data.exclude)} leaves no keyframe of {len(names)} scene(s)")
+    if not frames:
+        worst = " ".join(cue for cue in cues if missing[cue])
+        raise CueMissing(
+            f"{reader.path}: stage {stage} needs {', '.join(cues)}, and no keyframe has all of them; missing: "
+            f"{dict(missing)}. Run `occflow cues <config> --cues {worst}`, or switch off what needs them."
+        )
+    if missing:
+        log.warning(
+            "%d of %d keyframes left out: %s not committed", considered - len(frames), considered, dict(missing)
+        )
+    if not config.ablation.lidar:
+        derived = tuple(cue for cue in cues if cue not in ("images", "sweeps"))
+        for name, t in frames:
+            require_no_lidar(reader.scene(name), derived, t)
+    return frames
