@@ -24,7 +24,7 @@ from storage.reader import StoreReader
 from train.checkpoint import CONFIG_NAME, TrainingState, find_checkpoint, load_state, save_checkpoint
 from train.config import ConfigError, TrainConfig, dump_config, load_config
 from train.data import build_loader
-from train.module import StageModule
+from train.module import StageModule, stage_settings
 from train.progress import Reporter
 from train.selection import training_frames
 from train.settings import StageConfig
@@ -136,8 +136,7 @@ def run_stage(config: TrainConfig, stage: int, network: OccFlow, *, resume: bool
     keeper = Keeper(folder, config)
     with _quiet():
         trainer = pl.Trainer(callbacks=[Reporter(config.run.log_every, config.run.progress), keeper], **trainer_options)
-        settings = config.stage1 if stage == 1 else config.stage2
-        total = stage_steps(settings, len(frames), config.run.batch * trainer.world_size)
+        total = stage_steps(stage_settings(config, stage), len(frames), config.run.batch * trainer.world_size)
         module = StageModule(config, stage, network.train(), total)
         module.step, module.seconds_before = state.step, state.seconds
         module.optimiser_state = state.optimiser or None

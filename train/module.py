@@ -36,7 +36,14 @@ from train.supervise import (
     supervise_ranges,
 )
 
-STAGES = {1: "stage1", 2: "stage2"}
+
+def stage_settings(config: TrainConfig, stage: int) -> StageConfig:
+    """The stage's settings; a second stage that follows no first one has no part that is trained already."""
+    if stage == 1:
+        return config.stage1
+    if config.ablation.two_stage:
+        return config.stage2
+    return config.stage2.model_copy(update={"image_rate": 1.0, "geometry_rate": 1.0})
 
 
 class StageModule(pl.LightningModule):
@@ -48,7 +55,7 @@ class StageModule(pl.LightningModule):
     def __init__(self, config: TrainConfig, stage: int, network: OccFlow, total_steps: int) -> None:
         super().__init__()
         self.config, self.stage, self.network, self.total_steps = config, stage, network, total_steps
-        self.settings: StageConfig = config.stage1 if stage == 1 else config.stage2
+        self.settings = stage_settings(config, stage)
         self.step = 0
         self.seconds_before = 0.0
         self.started = time.monotonic()

@@ -19,7 +19,7 @@ from train.checkpoint import TrainingState, find_checkpoint, load_model, load_st
 from train.config import ConfigError, TrainConfig, load_config
 from train.loop import run_stage, stage_steps
 from train.loop import train as run
-from train.module import StageModule
+from train.module import StageModule, stage_settings
 from train.schedule import build_optimiser, part_rate, rate_factor
 
 Make = Callable[..., TrainConfig]
@@ -107,7 +107,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: int, step: int) -> None
 def test_sigterm_saves_and_resuming_changes_nothing(
     tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    lengths = {"stage1": {"max_steps": 4, "warmup_steps": 2}, "stage2": {"max_steps": 4, "warmup_steps": 2}}
+    lengths = {"stage1": {"max_steps": 3, "warmup_steps": 2}, "stage2": {"max_steps": 3, "warmup_steps": 2}}
     whole = run(tiny_config(**lengths, out=tmp_path / "whole"))
     config = tiny_config(**lengths, out=tmp_path / "cut")
     before = signal.getsignal(signal.SIGTERM)
@@ -185,10 +185,11 @@ def test_removing_the_truth_changes_no_step(make_world: Any, tiny_config: Make, 
     beside = truth_path(store)
     beside.mkdir()
     (beside / "zarr.json").write_text("not even a store")
-    with_truth = run(tiny_config(store=store, out=tmp_path / "one"))
+    short = {"stage1": {"max_steps": 1, "warmup_steps": 0}, "stage2": {"max_steps": 2, "warmup_steps": 0}}
+    with_truth = run(tiny_config(store=store, out=tmp_path / "one", **short))
     (beside / "zarr.json").unlink()
     beside.rmdir()
-    without = run(tiny_config(store=store, out=tmp_path / "two"))
+    without = run(tiny_config(store=store, out=tmp_path / "two", **short))
     assert [stage.losses for stage in with_truth.stages] == [stage.losses for stage in without.stages]
 
 
@@ -244,6 +245,12 @@ def test_rates_by_part() -> None:
         }
     )
     assert part_rate("backbone.x", config.stage1, config.optimiser) == pytest.approx(1e-5)
+
+
+def test_a_second_stage_alone_has_nothing_trained_already() -> None:
+    alone = load_config("nuscenes", ["ablation.two_stage=false"])
+    settings = stage_settings(alone, 2)
+    assert (settings.image_rate, settings.geometry_rate, settings.epochs) == (1.0, 1.0, 16)
 
 
 def test_optimiser_covers_every_trained_parameter_once(tiny_config: Make) -> None:

@@ -27,14 +27,14 @@ def test_grid_picks_its_own_pixels() -> None:
 
 def test_drawn_grids_fit_and_reach_every_pixel() -> None:
     generator = torch.Generator().manual_seed(0)
-    seen = torch.zeros(16, 24, dtype=torch.bool)
+    seen = torch.zeros(10, 14, dtype=torch.bool)
     strides = set()
-    for _ in range(3000):
-        grid = draw_ray_grid((16, 24), (4, 6), (1, 9), generator)
+    for _ in range(600):
+        grid = draw_ray_grid((10, 14), (4, 6), (1, 9), generator)
         strides.add(grid.stride)
         pixels = grid.pixels().long()
         seen[pixels[:, 1], pixels[:, 0]] = True
-    assert strides == {1, 2, 3, 4}
+    assert strides == {1, 2}
     assert seen.all()
 
 
