@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from storage.codecs import EMPTY, decode_chunk, decode_index, index_size
-from storage.commit import CommitRecord, ShardEntry, read_record, record_units, schema_error
+from storage.commit import CommitRecord, ShardEntry, commit_path, read_record, record_units, schema_error
 from storage.errors import CueMissing, StoreDamage, StoreError, StoreRebuilt
 from storage.layout import INIT, SPARE_ROOT, TABLE_ARRAYS, UnitId, encode_json, generation_path
 from storage.schema import SCHEMA_VERSION, SceneTable, StoreAttributes
@@ -75,6 +75,7 @@ class ChunkReader:
         self._lock = threading.Lock()
         self._shards: OrderedDict[str, _OpenShard] = OrderedDict()
         self._records: dict[UnitId, CommitRecord] = {}
+        self._stamps: dict[UnitId, tuple[int, int] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root}
@@ -88,10 +89,13 @@ class ChunkReader:
             known = self._records.get(unit)
         if known is not None:
             return known
+        stamp = _stamp(commit_path(self.root, unit))
         found = read_record(self.root, unit)
         if found is not None:
             with self._lock:
-                found = self._records.setdefault(unit, found)
+                if unit not in self._records:
+                    self._records[unit], self._stamps[unit] = found, stamp
+                found = self._records[unit]
         return found
 
     def visible(self, unit: UnitId) -> CommitRecord | None:
@@ -122,7 +126,8 @@ class ChunkReader:
 
         Raises:
             IndexError: outside the array.
-            StoreDamage, StoreRebuilt: see `_read`.
+            StoreDamage: the file is missing, truncated or changed.
+            StoreRebuilt: the unit was committed anew, or taken back, since its record was read.
         """
         entry = record.shard(name)
         layout = entry.layout
@@ -183,16 +188,14 @@ class ChunkReader:
             shard = self._shards.get(entry.key)
             if shard is not None:
                 self._shards.move_to_end(entry.key)
-        if shard is None:
+        state = os.fstat(shard.descriptor) if shard is not None else None
+        if shard is None or state is None or state.st_nlink == 0:
             shard = self._load(record, entry)
             with self._lock:
                 self._shards[entry.key] = shard
                 while len(self._shards) > OPEN_SHARDS:
                     self._shards.popitem(last=False)
-        state = os.fstat(shard.descriptor)
-        if state.st_nlink == 0:
-            raise self._gone(record, entry.key)
-        if state.st_size != entry.size:
+        elif state.st_size != entry.size:
             raise self._truncated(entry, state.st_size)
         return shard
 
@@ -203,6 +206,9 @@ class ChunkReader:
         except FileNotFoundError as error:
             raise self._gone(record, entry.key) from error
         shard = _OpenShard(descriptor, np.empty((0, 2), np.uint64))
+        # After the open: data of another commit at this path is only ever there after the record of this one is gone.
+        if self._stamps.get(record.unit) != _stamp(commit_path(self.root, record.unit)):
+            self._check_current(record, entry.key)
         size = os.fstat(descriptor).st_size
         if size != entry.size:
             raise self._truncated(entry, size)
@@ -217,13 +223,29 @@ class ChunkReader:
     def _truncated(self, entry: ShardEntry, size: int) -> StoreDamage:
         return StoreDamage(f"{self.root / entry.key}: {size} bytes, but {entry.size} were committed. {_REPAIR}")
 
-    def _gone(self, record: CommitRecord, key: str) -> StoreError:
-        """The error for a missing file: damage, unless the unit has a new record or none any more."""
+    def _check_current(self, record: CommitRecord, key: str) -> None:
+        """Raise StoreRebuilt unless the unit is still committed with the same data."""
+        stamp = _stamp(commit_path(self.root, record.unit))
         current = read_record(self.root, record.unit)
-        if current is None or current != record:
+        if current is None or (current.init, current.shards) != (record.init, record.shards):
             state = "was rebuilt" if current is not None else "is no longer committed"
-            return StoreRebuilt(
+            raise StoreRebuilt(
                 f"{self.root / key}: unit {record.unit} {state} since this reader opened it. Open the store again "
                 "(a new StoreReader) to read what is committed now."
             )
+        with self._lock:
+            self._stamps[record.unit] = stamp
+
+    def _gone(self, record: CommitRecord, key: str) -> StoreDamage:
+        """The error for a missing file: damage, unless that is due to another commit. Raises StoreRebuilt."""
+        self._check_current(record, key)
         return StoreDamage(f"{self.root / key}: this committed file is missing. {_REPAIR}")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None without a file."""
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_mtime_ns

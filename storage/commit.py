@@ -172,6 +172,11 @@ def schema_error(path: Path, found: object) -> SchemaVersionError:
     )
 
 
+def as_read(record: CommitRecord) -> CommitRecord:
+    """The record as its file will be read: plain numbers, lists for tuples."""
+    return decode_record(encode_record(record), Path(f"{record.unit}.json"))
+
+
 def read_record(root: Path, unit: UnitId) -> CommitRecord | None:
     """The unit's record, None when it is not committed. Raises StoreDamage, SchemaVersionError."""
     path = commit_path(root, unit)
@@ -195,7 +200,11 @@ def record_units(root: Path) -> list[UnitId]:
 
 
 def publish(root: Path, record: CommitRecord, scratch: Path, *, replace: bool) -> bool:
-    """Make a unit visible in one step; False when `replace` is False and another record is there. Raises OSError."""
+    """Make a unit visible in one step; False when `replace` is False and another record is there.
+
+    Raises OSError. If that is from making the record's folder durable, the unit is visible all the same: its data is
+    durable, and a repeated commit finds it committed.
+    """
     return files.put(commit_path(root, record.unit), encode_record(record), scratch, replace=replace)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from storage import files
 from storage.chunks import ChunkReader, read_attributes
 from storage.collect import collect_scene, collect_unit
-from storage.commit import CommitRecord, Provenance, commit_path, publish, read_record, record_units
+from storage.commit import CommitRecord, Provenance, as_read, commit_path, publish, read_record, record_units
 from storage.errors import StoreDamage, StoreError
 from storage.invariants import broken_rules
 from storage.layout import (
@@ -61,17 +61,17 @@ class CueStore:
         """
         root = Path(path)
         check_attributes(root, attributes)
-        if (root / "zarr.json").exists():
+        main, spare = root / "zarr.json", root / SPARE_ROOT
+        if main.exists() and spare.exists():
             return cls._existing(root, attributes)
-        if root.exists() and (not root.is_dir() or {entry.name for entry in root.iterdir()} - {"commits"}):
+        if not main.exists() and root.exists() and not _may_become_store(root):
             raise StoreError(f"{root}: not empty and not a store. Give a new path, or remove what is there.")
         folder = root / PENDING / f"create-{uuid.uuid4().hex}"
         try:
             with files.lock(folder.with_suffix(".lock")), files.scratch_folder(folder) as scratch:
                 content = root_metadata(attributes)
-                fresh = files.put(root / "zarr.json", content, scratch, replace=False)
-                if fresh:
-                    files.put(root / SPARE_ROOT, content, scratch, replace=True)
+                fresh = files.put(main, content, scratch, replace=False)
+                files.put(spare, main.read_bytes(), scratch, replace=True)
         except OSError as error:
             raise files.explain(error, root, "creating the store") from error
         return cls(root, attributes) if fresh else cls._existing(root, attributes)
@@ -165,6 +165,7 @@ class CueStore:
                 record = replace(found, provenance=Provenance(fingerprint))
             else:
                 record = self._write_table(unit, table, digest, fingerprint, scratch)
+            record = as_read(record)
             publish(self.path, record, scratch, replace=True)
             collect_scene(self.path, scene)
             return record
@@ -206,7 +207,7 @@ class CueStore:
                 }
                 batch.land()
                 span = (frames.start, frames.stop)
-                record = CommitRecord(unit, generation, span, init.init, shards, metadata, provenance)
+                record = as_read(CommitRecord(unit, generation, span, init.init, shards, metadata, provenance))
                 self._publish_block(record, scratch)
                 collect_unit(self.path, unit, self._specs[unit.cue], record)
                 return record
@@ -353,3 +354,8 @@ class CueStore:
                 f"{commit_path(self.path, record.unit)}: another writer committed this unit in spite of its lock. Run "
                 "one writer, and check that this file system's locks work."
             )
+
+
+def _may_become_store(root: Path) -> bool:
+    """Whether this folder holds nothing, or only what a creation that was cut short leaves."""
+    return root.is_dir() and {entry.name for entry in root.iterdir()} <= {"commits"}

@@ -67,7 +67,9 @@ def make_arrays(cue: str, frames: int, seed: int = 0, sizes: Mapping[str, int] |
     for spec in {**CUES, **TRUTH}[cue]:
         shape = (frames, *(axes[n] if isinstance(n, str) else n for n in spec.shape))
         dtype = np.dtype(spec.dtype)
-        if dtype.kind == "f":
+        if spec.name.endswith("target_frame"):
+            arrays[spec.name] = rng.integers(-1, 1, shape).astype(dtype)
+        elif dtype.kind == "f":
             arrays[spec.name] = rng.normal(size=shape).astype(dtype)
         else:
             arrays[spec.name] = rng.integers(0, 5, shape).astype(dtype)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from storage.chunks import ChunkReader
 from storage.errors import CueMissing, SchemaVersionError, StoreDamage, StoreError, StoreRebuilt
 from storage.layout import encode_json
 from storage.reader import StoreReader
@@ -266,6 +267,37 @@ def test_reader_of_an_old_generation_is_told_to_reopen(store: CueStore, tiny: Si
         with pytest.raises(StoreRebuilt, match=r"masks--a--00000 was rebuilt.*Open the store again"):
             scene.masks(0, 0)
     np.testing.assert_array_equal(StoreReader(store.path).scene("a").masks(0, 0), new["masks/instance"][0, 0])
+
+
+@pytest.mark.parametrize("touched", [False, True], ids=["record only", "data too"])
+def test_reader_never_takes_new_data_at_an_old_path(store: CueStore, tiny: SimpleNamespace, touched: bool) -> None:
+    # Raw images of equal size: neither the file's size nor any checksum could tell one commit's from the other's.
+    tiny.commit(store, "images", 0, seed=1)
+    old = store.record(UnitId("images", "a"))
+    assert old is not None
+    source = ChunkReader(store.path)
+    held = source.require(UnitId("images", "a"))
+    if touched:
+        source.chunk(held, "images", 0, 0)
+    store.discard(UnitId("images", "a"))
+    tiny.commit(store, "images", 0, seed=2)
+    new = store.record(UnitId("images", "a"))
+    assert new is not None
+    assert [(s.key, s.size) for s in old.shards[:1]] == [(s.key, s.size) for s in new.shards[:1]]
+    with pytest.raises(StoreRebuilt, match="was rebuilt"):
+        source.chunk(held, "images", 0, 0)
+
+
+def test_reader_goes_on_when_the_same_data_is_back(store: CueStore, tiny: SimpleNamespace) -> None:
+    arrays = tiny.commit(store, "images", 0)
+    source = ChunkReader(store.path)
+    held = source.require(UnitId("images", "a"))
+    source.chunk(held, "images", 0, 0)
+    store.discard(UnitId("images", "a"))
+    with pytest.raises(StoreRebuilt, match="no longer committed"):
+        source.chunk(held, "images", 0, 0)
+    tiny.commit(store, "images", 0)
+    np.testing.assert_array_equal(source.chunk(held, "images", 1, 1), arrays["images"][1, 1])
 
 
 def test_same_table_under_another_fingerprint_keeps_the_blocks(store: CueStore, tiny: SimpleNamespace) -> None:
