@@ -4,6 +4,8 @@ Plane p spans axes (p, p + 1) and its normal is axis p + 2, all modulo 3: xy (th
 cyclic, so "the next plane" of a query (a, b) is read at (b, normal) and "the previous" at (normal, a), for all three.
 """
 
+import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -57,6 +59,26 @@ def hybrid_references(grid: VoxelGrid, plane: int, points: int) -> Float[Tensor,
     following = torch.stack([normal, second], dim=-1)
     previous = torch.stack([first, normal], dim=-1)
     return torch.stack([own, following, previous], dim=1)
+
+
+def position_waves(grid: VoxelGrid, plane: int, dim: int) -> Float[Tensor, "queries dim"]:
+    """Where learned queries start: random long waves over the plane, about one period across it, amplitude 1/2.
+
+    Neighbouring cells start alike, so that what is learned at one place holds nearby at once; from independent noise
+    every cell has to learn by itself. On the ground plane every other channel is a wave over the distance from the car,
+    the one coordinate that all cameras share. The same for every run and seed.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(plane)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device="cpu")
+
+    phases = cell_centres(plane_shape(grid, plane)) @ draw(2, dim)
+    if plane == 0:
+        ground = pillars(grid, plane, anchors=1)[:, 0, :2]
+        extent = max(upper - lower for lower, upper in zip(grid.lower[:2], grid.upper[:2], strict=True))
+        phases[:, ::2] = ground.norm(dim=-1, keepdim=True) * (2 / extent) @ draw(1, dim)[:, ::2]
+    return 0.5 * torch.sin(2 * math.pi * (phases + torch.rand(dim, generator=generator, device="cpu")))
 
 
 def to_map(tokens: Float[Tensor, "b queries dim"], shape: tuple[int, int]) -> Float[Tensor, "b dim first second"]:

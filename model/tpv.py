@@ -11,7 +11,7 @@ from geometry.grid import VoxelGrid
 from model.attention import deformable_attention, init_projection, init_sampling, masked_softmax, split_sampling
 from model.backbone import STRIDES
 from model.config import TPVConfig
-from model.planes import hybrid_references, pillars, plane_shape, to_map, to_volume
+from model.planes import hybrid_references, pillars, plane_shape, position_waves, to_map, to_volume
 from model.visibility import CameraRig, Visibility, see_pillars
 
 
@@ -155,7 +155,10 @@ class TPVEncoder(nn.Module):
         self.queries = nn.ParameterList()
         for plane, count in enumerate(anchors):
             first, second = plane_shape(grid, plane)
-            self.queries.append(nn.Parameter(torch.randn(first * second, config.dim) * 0.1))
+            queries = nn.Parameter(torch.empty(first * second, config.dim))
+            with torch.no_grad():
+                queries.copy_(position_waves(grid, plane, config.dim))
+            self.queries.append(queries)
             self.register_buffer(f"pillars_{plane}", pillars(grid, plane, count), persistent=False)
         self.layers = nn.ModuleList(TPVLayer(config, grid, feature_dim, levels) for _ in range(config.layers))
         self.norms = nn.ModuleList(nn.LayerNorm(config.dim) for _ in range(3))

@@ -5,7 +5,7 @@ import torch
 
 from geometry.grid import VoxelGrid
 from model.attention import deformable_attention
-from model.planes import hybrid_references, pillars, plane_axes, plane_shape, to_volume
+from model.planes import hybrid_references, pillars, plane_axes, plane_shape, position_waves, to_volume
 
 GRID = VoxelGrid((-2.0, -3.0, -1.0), (6.0, 7.0, 3.0), (4, 5, 3))
 
@@ -60,3 +60,14 @@ def test_volume_is_the_sum_of_the_planes_along_their_normals() -> None:
     for x, y, z in ((0, 0, 0), (3, 1, 2), (2, 4, 1)):
         expected = tokens[0][:, x * ny + y] + tokens[1][:, y * nz + z] + tokens[2][:, z * nx + x]
         torch.testing.assert_close(volume[:, x, y, z], expected)
+
+
+def test_queries_start_alike_where_they_are_near_and_unlike_where_they_are_far() -> None:
+    grid = VoxelGrid((-40.0, -40.0, -1.0), (40.0, 40.0, 5.4), (50, 50, 4))
+    waves = position_waves(grid, 0, 64).reshape(50, 50, 64)
+    size = waves.norm(dim=-1).mean()
+    assert (waves[1:] - waves[:-1]).norm(dim=-1).max() < 0.5 * size
+    assert (waves[5, 5] - waves[30, 45]).norm() > 0.8 * size
+    ring = waves[[25, 10, 39, 24], [10, 25, 24, 39]]
+    assert torch.allclose(ring[1:, ::2], ring[:1, ::2], atol=1e-4), "every other channel depends on distance alone"
+    assert torch.equal(waves.flatten(0, 1), position_waves(grid, 0, 64))
