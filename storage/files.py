@@ -205,7 +205,10 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 def _acquire(path: Path, mode: int) -> int | None:
     """One attempt at a lock. None when another holds it, or its file was removed between open and lock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise explain(error, path, "making a lock file") from error
     try:
         fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -243,7 +246,10 @@ def lock(path: Path, *, shared: bool = False, timeout_s: float = LOCK_TIMEOUT_S)
     raises StoreError after `timeout_s`. The lock file is removed on release; a waiter that locked a removed file
     notices by its inode and tries again.
     """
-    make_directory(path.parent)
+    try:
+        make_directory(path.parent)
+    except OSError as error:
+        raise explain(error, path.parent, "making the folder of locks") from error
     deadline = time.monotonic() + timeout_s
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while (descriptor := _acquire(path, mode)) is None:

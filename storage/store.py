@@ -35,6 +35,7 @@ from storage.layout import (
 )
 from storage.schema import SceneTable, StoreAttributes
 from storage.tables import check_attributes, check_table, init_digest, table_metadata
+from storage.work import decodable, sweep, sweep_unit, unit_lock, writing
 from storage.writer import check_block, write_shard
 
 __all__ = ["CommitRecord", "CueStore", "Provenance", "SceneTable", "StoreAttributes", "UnitId"]
@@ -156,8 +157,8 @@ class CueStore:
         """
         unit = UnitId(INIT, scene)
         check_table(scene, table, self.attributes)
-        with self._writing(unit) as scratch:
-            found = self._decodable(unit)
+        with writing(self.path, unit, self._specs) as scratch:
+            found = decodable(self.path, unit)
             if found is not None and found.fingerprint == fingerprint:
                 return found
             digest = init_digest(scene, table, self.attributes)
@@ -188,11 +189,11 @@ class CueStore:
         """
         if unit.cue not in self._specs:
             raise StoreError(f"cue {unit.cue!r} is not one of this store's: {', '.join(self._specs)}.")
-        with self._lock(UnitId(INIT, unit.scene), shared=True):
+        with unit_lock(self.path, UnitId(INIT, unit.scene), shared=True):
             init = self._init(unit.scene)
             frames = self._check(unit, arrays, init)
-            with self._writing(unit) as scratch:
-                found = self._decodable(unit)
+            with writing(self.path, unit, self._specs) as scratch:
+                found = decodable(self.path, unit)
                 if found is not None and found.init == init.init:
                     if found.fingerprint == provenance.fingerprint:
                         return found
@@ -219,77 +220,23 @@ class CueStore:
         """
         with contextlib.ExitStack() as held:
             if unit.cue != INIT:
-                held.enter_context(self._lock(UnitId(INIT, unit.scene), shared=True))
-            held.enter_context(self._writing(unit))
+                held.enter_context(unit_lock(self.path, UnitId(INIT, unit.scene), shared=True))
+            held.enter_context(writing(self.path, unit, self._specs))
             files.remove_file(commit_path(self.path, unit))
             files.sync_directory(self.path / "commits")
-            self._sweep_unit(unit)
+            sweep_unit(self.path, unit, self._specs)
 
     def collect(self, scene: str) -> None:
         """Remove what no record of the scene names; waits for the scene's writers at work."""
-        with self._writing(UnitId(INIT, scene)):
+        with writing(self.path, UnitId(INIT, scene), self._specs):
             collect_scene(self.path, scene)
 
     def sweep_temporaries(self) -> int:
         """Remove what killed writers left: scratch files, data without a record, generations nobody refers to.
 
-        Writers at work are left alone (they hold their unit's lock). Returns how many units were cleaned.
+        Writers at work are left alone. Returns how many units were cleaned.
         """
-        pending = self.path / PENDING
-        swept = 0
-        for folder in sorted(p for p in pending.glob("*") if p.is_dir()) if pending.is_dir() else []:
-            unit = UnitId.parse(folder.name) if folder.name.count("--") >= 2 else None
-            with contextlib.ExitStack() as held:
-                if unit is not None and unit.cue != INIT:
-                    shared = held.enter_context(self._lock(UnitId(INIT, unit.scene), shared=True, timeout_s=0))
-                    if not shared:
-                        continue
-                if not held.enter_context(files.lock(pending / f"{folder.name}.lock", timeout_s=0)):
-                    continue
-                self._sweep_unit(unit)
-                files.remove_tree(folder)
-                swept += 1
-        for left in pending.glob("*.lock"):
-            with files.lock(left, timeout_s=0):
-                pass
-        return swept
-
-    def _sweep_unit(self, unit: UnitId | None) -> None:
-        if unit is None:
-            return
-        if unit.cue == INIT:
-            collect_scene(self.path, unit.scene)
-        elif unit.cue in self._specs:
-            collect_unit(self.path, unit, self._specs[unit.cue], self._decodable(unit))
-
-    def _lock(
-        self, unit: UnitId, *, shared: bool = False, timeout_s: float = files.LOCK_TIMEOUT_S
-    ) -> contextlib.AbstractContextManager[bool]:
-        return files.lock(self.path / PENDING / f"{unit}.lock", shared=shared, timeout_s=timeout_s)
-
-    @contextlib.contextmanager
-    def _writing(self, unit: UnitId) -> Iterator[Path]:
-        """The unit's lock and an empty scratch folder, which tells a later sweep that this unit was in the making."""
-        folder = self.path / PENDING / str(unit)
-        try:
-            with self._lock(unit):
-                if folder.exists():
-                    self._sweep_unit(unit)
-                with files.scratch_folder(folder) as scratch:
-                    try:
-                        yield scratch
-                    except BaseException:
-                        self._sweep_unit(unit)
-                        raise
-        except OSError as error:
-            raise files.explain(error, self.path, f"writing unit {unit}") from error
-
-    def _decodable(self, unit: UnitId) -> CommitRecord | None:
-        """The record, None also when it is damaged: a writer may then replace it."""
-        try:
-            return read_record(self.path, unit)
-        except StoreDamage:
-            return None
+        return sweep(self.path, self._specs)
 
     def _init(self, scene: str) -> CommitRecord:
         record = read_record(self.path, UnitId(INIT, scene))
@@ -299,7 +246,7 @@ class CueStore:
 
     def _next_generation(self, scene: str, digest: str) -> int:
         """0, or one more than every generation that a record of another init may still refer to."""
-        found = [self._decodable(unit) for unit in record_units(self.path) if unit.scene == scene]
+        found = [decodable(self.path, unit) for unit in record_units(self.path) if unit.scene == scene]
         others = [record.generation for record in found if record is not None and record.init != digest]
         return max(others) + 1 if others else 0
 

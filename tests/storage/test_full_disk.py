@@ -12,8 +12,10 @@ import pytest
 
 from storage.errors import StoreError
 from storage.reader import StoreReader
+from storage.schema import CUES
 from storage.store import CueStore, Provenance, UnitId
 from storage.verify import verify
+from storage.work import writing
 
 
 class FailingDisk:
@@ -134,6 +136,17 @@ def test_other_refusals_name_path_and_permissions(
     assert "permissions" in str(caught.value)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_store_that_may_not_be_written(store: CueStore, tiny: SimpleNamespace) -> None:
+    for folder in [store.path, *(p for p in store.path.rglob("*") if p.is_dir())]:
+        folder.chmod(0o555)
+    with pytest.raises(StoreError, match="permissions"):
+        tiny.commit(store, "masks", 0)
+    assert verify(store.path) == []
+    for folder in [store.path, *(p for p in store.path.rglob("*") if p.is_dir())]:
+        folder.chmod(0o755)
+
+
 def test_an_interrupt_leaves_nothing_behind(
     store: CueStore, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +165,7 @@ def raise_interrupt() -> None:
 
 def test_sweep_leaves_writers_at_work_alone(store: CueStore, tiny: SimpleNamespace) -> None:
     unit = UnitId("masks", "a")
-    with store._writing(unit) as scratch:
+    with writing(store.path, unit, CUES) as scratch:
         (scratch / "half").write_bytes(b"half")
         assert store.sweep_temporaries() == 0
         assert (scratch / "half").exists()
