@@ -39,16 +39,17 @@ def surround_frames(cameras: int = 6, size: tuple[int, int] = (64, 176), queue: 
     )
 
 
-def timed(call: Callable[[], object], repeats: int) -> float:
-    """Median milliseconds of `call` after two warm-up calls."""
+def timed(call: Callable[[], object], repeats: int) -> str:
+    """Median milliseconds of `call` after two warm-up calls: elapsed, and CPU time, which other load disturbs less."""
     for _ in range(2):
         call()
-    times = []
+    elapsed, busy = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, start_busy = time.perf_counter(), time.process_time()
         call()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+        elapsed.append((time.perf_counter() - start) * 1e3)
+        busy.append((time.process_time() - start_busy) * 1e3)
+    return f"{statistics.median(elapsed):7.1f} (CPU {statistics.median(busy):7.1f})"
 
 
 def part(name: str, forward: Callable[..., object], inputs: list[Tensor], repeats: int) -> None:
@@ -66,7 +67,7 @@ def part(name: str, forward: Callable[..., object], inputs: list[Tensor], repeat
     gradients = [torch.randn_like(x) for x in tensors()]
     alone = timed(without, repeats)
     both = timed(lambda: torch.autograd.backward(tensors(), gradients), repeats)
-    print(f"  {name:<28} forward {alone:7.1f}   forward + backward {both:7.1f}")
+    print(f"  {name:<28} forward {alone}   forward + backward {both}")
 
 
 def main() -> None:
@@ -99,7 +100,7 @@ def main() -> None:
         fields = model(frames)
         torch.autograd.backward([fields.sdf, fields.flow], [torch.ones_like(fields.sdf), torch.ones_like(fields.flow)])
 
-    print(f"  {'network':<28} forward + backward {timed(network, n):7.1f}")
+    print(f"  {'network':<28} forward + backward {timed(network, n)}")
     fields = model(frames).detach()
     uv = torch.rand(6, arguments.rays // 6, 2) * torch.tensor([176.0, 64.0])
     origins, directions = (x.reshape(1, -1, 3) for x in camera_rays(frames.K[0, -1], frames.ref_from_cam[0, -1], uv))
