@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from model.checkpoint import CheckpointError, load_weights, save_model
@@ -83,7 +84,10 @@ class Keeper(pl.Callback):
     ) -> None:
         """Stop where a limit or a signal says so; save where it is time."""
         assert isinstance(pl_module, StageModule)
-        if self.interrupted or pl_module.progress >= 1:
+        # Clocks and signals differ between processes; if one went on alone it would wait for the others for ever.
+        decide = trainer.strategy.reduce_boolean_decision
+        self.interrupted = decide(self.interrupted, all=False)
+        if decide(self.interrupted or pl_module.progress >= 1, all=False):
             trainer.should_stop = True
         elif time.monotonic() - self._saved > self.config.run.checkpoint_seconds:
             self.save(trainer, pl_module, finished=False)
@@ -154,8 +158,15 @@ def stage_steps(settings: StageConfig, frames: int, global_batch: int) -> int:
     return max(1, min(by_epochs, settings.max_steps or _ENDLESS))
 
 
+def _first_process() -> bool:
+    """Whether this is the process that writes: Lightning sets the rank from the launcher's environment at import."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _prepare(config: TrainConfig, resume: bool) -> None:
-    """Make the run's folder, or check that what it holds is this run."""
+    """Make the run's folder, or check that what it holds is this run. The first process does it for all."""
+    if not _first_process():
+        return
     path = config.out / CONFIG_NAME
     if path.is_file():
         if not resume:
@@ -192,6 +203,8 @@ def _initial_network(config: TrainConfig) -> OccFlow:
         torch.manual_seed(config.seed)
         network = OccFlow(config.model)
     folder = config.out / "untrained"
+    if not _first_process():
+        return network
     try:
         load_weights(network, folder)
     except CheckpointError:
@@ -231,6 +244,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             for module in (r"lightning\..*", r"torch\.utils\.tensorboard.*", r"tensorboard\..*"):
                 warnings.filterwarnings("ignore", module=module)
+            warnings.filterwarnings("ignore", message="Grad strides do not match")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -17,6 +17,7 @@ from model.network import OccFlow
 from storage.truth import truth_path
 from train.checkpoint import TrainingState, find_checkpoint, load_model, load_state, save_checkpoint
 from train.config import ConfigError, TrainConfig, load_config
+from train.data import build_loader
 from train.loop import run_stage, stage_steps
 from train.loop import train as run
 from train.module import StageModule, stage_settings
@@ -251,6 +252,19 @@ def test_a_second_stage_alone_has_nothing_trained_already() -> None:
     alone = load_config("nuscenes", ["ablation.two_stage=false"])
     settings = stage_settings(alone, 2)
     assert (settings.image_rate, settings.geometry_rate, settings.epochs) == (1.0, 1.0, 16)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("kind", ["none", "full"])
+def test_every_trained_parameter_gets_a_gradient(tiny_config: Make, stage: int, kind: str) -> None:
+    """Else training on several devices waits for ever for the missing ones."""
+    base = tiny_config().model_dump()["model"]
+    config = tiny_config(model={**base, "fusion": {**base["fusion"], "kind": kind}})
+    module = StageModule(config, stage, OccFlow(config.model), 10)
+    batch = next(iter(build_loader(config, stage, [("a", 2)], 0, 1)))
+    module.training_step(batch, 0).backward()
+    without = [n for n, p in module.network.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
 
 
 def test_optimiser_covers_every_trained_parameter_once(tiny_config: Make) -> None:
