@@ -6,56 +6,72 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
 def deformable_attention(
     values: Sequence[Float[Tensor, "batch dim _h _w"]],
-    locations: Float[Tensor, "batch queries heads levels points 2"],
-    weights: Float[Tensor, "batch queries heads levels points"],
+    references: Float[Tensor, "#batch levels points 2 queries"],
+    offsets: Float[Tensor, "batch heads levels points 2 queries"],
+    weights: Float[Tensor, "batch heads levels points queries"],
 ) -> Float[Tensor, "batch queries dim"]:
-    """Weighted sum of bilinear samples: `out[q, head] = Σ_level Σ_point weight * value[level][head] at location`.
+    """`out[q, head] = Σ_level Σ_point weight * value[level][head](reference + offset)`, bilinear.
+
+    Queries are the last axis of all that describes the samples, so that everything here is vectorised along them.
 
     Args:
         values: one map per level; `dim` is cut into `heads` equal parts, head-major.
-        locations: (u, v) across the map, 0..1 from edge to edge: pixel centres at (i + 0.5) / size. A sample outside
-            reads zero.
+        references: (u, v) across each level's map, -1..1 from edge to edge. A sample outside reads zero.
+        offsets: (u, v) in cells of the level's map.
         weights: any weights; softmax over levels and points is the caller's.
     """
-    batch, queries, heads = locations.shape[:3]
-    # Queries run along the fastest axis, so that the weighted sum over the few points is vectorised.
-    grids = rearrange(locations, "b q h l p xy -> l (b h) p q xy") * 2 - 1
-    weights = rearrange(weights, "b q h l p -> l (b h) 1 p q")
+    heads = offsets.shape[1]
     total: Tensor | None = None
-    for value, grid, weight in zip(values, grids, weights, strict=True):
+    for level, value in enumerate(values):
         by_head = rearrange(value, "b (h d) y x -> (b h) d y x", h=heads).contiguous()
+        cell = value.new_tensor([[2 / value.shape[-1]], [2 / value.shape[-2]]])
+        places = torch.addcmul(references[:, None, level], offsets[:, :, level], cell)
+        grid = rearrange(places, "b h p xy q -> (b h) p q xy")
         sampled = F.grid_sample(by_head, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        level = (sampled * weight).sum(dim=2)
-        total = level if total is None else total + level
+        weighted = (sampled * weights[:, :, level].flatten(0, 1)[:, None]).sum(dim=2)
+        total = weighted if total is None else total + weighted
     assert total is not None, "deformable attention needs at least one level"
-    return rearrange(total, "(b h) d q -> b q (h d)", b=batch, h=heads, q=queries)
+    return rearrange(total, "(b h) d q -> b q (h d)", h=heads)
 
 
-def split_sampling(
-    raw: Float[Tensor, "batch queries outputs"], heads: int, levels: int
-) -> tuple[Float[Tensor, "batch queries heads levels points 2"], Float[Tensor, "batch queries heads options"]]:
-    """Offsets (u, v) and logits (options = levels x points) from the outputs of one sampling layer.
+def sampling_from(
+    layer: nn.Linear, tokens: Float[Tensor, "batch queries inputs"], heads: int, levels: int
+) -> tuple[Float[Tensor, "batch heads levels points 2 queries"], Float[Tensor, "batch heads levels points queries"]]:
+    """Offsets (u, v) and logits that one linear layer predicts for each query, with the queries as the last axis.
 
-    Offsets and logits come from one linear layer: one matrix product instead of two.
+    One matrix product for both, and no transposition after it.
     """
-    options = raw.shape[-1] // (3 * heads)
-    offsets, logits = raw.split([heads * options * 2, heads * options], dim=-1)
+    raw = layer.weight @ tokens.transpose(1, 2) + layer.bias[:, None]
+    options = raw.shape[1] // (3 * heads)
+    offsets, logits = raw.split([heads * options * 2, heads * options], dim=1)
     return (
-        rearrange(offsets, "b q (h l p xy) -> b q h l p xy", h=heads, l=levels, xy=2),
-        rearrange(logits, "b q (h o) -> b q h o", h=heads),
+        rearrange(offsets, "b (h l p xy) q -> b h l p xy q", h=heads, l=levels, xy=2),
+        rearrange(logits, "b (h l p) q -> b h l p q", h=heads, l=levels),
     )
+
+
+def softmax_over_samples(
+    logits: Float[Tensor, "batch heads levels points queries"],
+    seen: Bool[Tensor, "batch points queries"] | None = None,
+) -> Float[Tensor, "batch heads levels points queries"]:
+    """Softmax over levels and points together; over the points that are `seen` only, and zeros where none is."""
+    if seen is None:
+        return torch.softmax(logits.flatten(2, 3), dim=2).view_as(logits)
+    mask = seen[:, None, None]
+    weights = torch.softmax(logits.masked_fill(~mask, -1e4).flatten(2, 3), dim=2).view_as(logits)
+    return weights * mask
 
 
 def init_sampling(
     layer: nn.Linear, heads: int, levels: int, points: int, reach: float = 1.0, spread: bool = True
 ) -> None:
-    """Start a sampling layer (outputs as in `split_sampling`) with equal weights and one fixed star of offsets.
+    """Start a sampling layer (outputs as in `sampling_from`) with equal weights and one fixed star of offsets.
 
     Head k looks along the angle 2πk / heads; point i lies `reach * (i + 1)` cells out, or `reach` if not `spread`.
     Zero weights keep it so for all queries until gradients say otherwise.
@@ -75,11 +91,3 @@ def init_projection(layer: nn.Linear) -> None:
     """Xavier weights and zero bias, for value and output projections."""
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
-
-
-def masked_softmax(
-    logits: Float[Tensor, "*rows options"], mask: Float[Tensor, "*rows options"]
-) -> Float[Tensor, "*rows options"]:
-    """Softmax over the options whose mask is 1; a row without any gives zeros, not NaN."""
-    logits = logits.masked_fill(mask == 0, -1e4)
-    return torch.softmax(logits, dim=-1) * mask

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from geometry.grid import VoxelGrid
 from geometry.transforms import invert, transform_points
 from geometry.warp import sample_volume
-from model.attention import deformable_attention, init_projection, init_sampling, split_sampling
+from model.attention import (
+    deformable_attention,
+    init_projection,
+    init_sampling,
+    sampling_from,
+    softmax_over_samples,
+)
 from model.config import FusionConfig
 from model.planes import cell_centres
 
@@ -28,7 +34,7 @@ class BEVAttention(nn.Module):
         self.sampling = nn.Linear(2 * dim, heads * 2 * points * 3)
         self.output = nn.Linear(dim, dim)
         self.beta = nn.Parameter(torch.ones(()))
-        self.register_buffer("references", cell_centres(shape).flip(-1), persistent=False)
+        self.register_buffer("references", cell_centres(shape).flip(-1).T * 2 - 1, persistent=False)
         init_sampling(self.sampling, heads, 2, points)
         init_projection(self.value)
         init_projection(self.output)
@@ -38,12 +44,10 @@ class BEVAttention(nn.Module):
     ) -> Float[Tensor, "slices cells dim"]:
         """The updated BEV; every slice attends in the horizontal plane only."""
         both = torch.cat([bev, other], dim=-1)
-        offsets, logits = split_sampling(self.sampling(both), self.heads, 2)
-        weights = torch.softmax(logits, dim=-1)
-        size = bev.new_tensor(self.shape[::-1])
-        locations = self.references[:, None, None, None] + offsets / size
+        offsets, logits = sampling_from(self.sampling, both, self.heads, 2)
         values = [rearrange(self.value(x), "s (a b) d -> s d a b", a=self.shape[0]) for x in (bev, other)]
-        read = deformable_attention(values, locations, weights.unflatten(-1, (2, self.points)))
+        references = self.references.expand(1, 2, self.points, -1, -1)
+        read = deformable_attention(values, references, offsets, softmax_over_samples(logits))
         return bev + self.beta * self.output(read)
 
 

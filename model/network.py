@@ -52,7 +52,9 @@ class OccFlow(nn.Module):
         volumes = self.lift_queue(frames)
         fused = self.fusion(volumes, frames.current_from_ref)
         refined = self.refine(fused)
-        return Fields(sdf=self.sdf_head(refined), flow=self.flow_head(refined), grid=self.grid)
+        # Under autocast the decoders answer in half precision, in which a distance of 30 m has steps of 0.125 m.
+        sdf, flow = (head(refined).to(self.image_mean.dtype) for head in (self.sdf_head, self.flow_head))
+        return Fields(sdf=sdf, flow=flow, grid=self.grid)
 
     def lift_queue(self, frames: FrameInput) -> list[Float[Tensor, "b x y z dim"]]:
         """A volume per keyframe, oldest first, each in its own ego frame; the past ones carry no gradient."""

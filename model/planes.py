@@ -45,8 +45,8 @@ def pillars(grid: VoxelGrid, plane: int, anchors: int) -> Float[Tensor, "queries
     return lower + fractions * (torch.tensor(grid.upper, device="cpu") - lower)
 
 
-def hybrid_references(grid: VoxelGrid, plane: int, points: int) -> Float[Tensor, "queries 3 points 2"]:
-    """Where a query of `plane` looks on its own, the next and the previous plane, as (u, v) in 0..1.
+def hybrid_references(grid: VoxelGrid, plane: int, points: int) -> Float[Tensor, "3 points 2 queries"]:
+    """Where a query of `plane` looks on its own, the next and the previous plane, as (u, v) in -1..1.
 
     u runs along a plane's second axis and v along its first. On the own plane all points start at the query's cell; on
     the others they spread evenly along the normal of the query's plane.
@@ -58,7 +58,7 @@ def hybrid_references(grid: VoxelGrid, plane: int, points: int) -> Float[Tensor,
     own = torch.stack([second, first], dim=-1)
     following = torch.stack([normal, second], dim=-1)
     previous = torch.stack([first, normal], dim=-1)
-    return torch.stack([own, following, previous], dim=1)
+    return rearrange([own, following, previous], "level q p xy -> level p xy q") * 2 - 1
 
 
 def position_waves(grid: VoxelGrid, plane: int, dim: int) -> Float[Tensor, "queries dim"]:

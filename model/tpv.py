@@ -8,7 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geometry.grid import VoxelGrid
-from model.attention import deformable_attention, init_projection, init_sampling, masked_softmax, split_sampling
+from model.attention import (
+    deformable_attention,
+    init_projection,
+    init_sampling,
+    sampling_from,
+    softmax_over_samples,
+)
 from model.backbone import STRIDES
 from model.config import TPVConfig
 from model.planes import hybrid_references, pillars, plane_shape, position_waves, to_map, to_volume
@@ -28,7 +34,7 @@ class HybridAttention(nn.Module):
         self.sampling = nn.Linear(config.dim, self.heads * maps * self.points * 3)
         self.output = nn.Linear(config.dim, config.dim)
         for plane in range(3):
-            references = hybrid_references(grid, plane, self.points)[:, self.first :]
+            references = hybrid_references(grid, plane, self.points)[self.first :]
             self.register_buffer(f"references_{plane}", references, persistent=False)
         init_sampling(self.sampling, self.heads, maps, self.points)
         init_projection(self.value)
@@ -43,12 +49,10 @@ class HybridAttention(nn.Module):
         self, plane: int, tokens: Float[Tensor, "b queries dim"], maps: list[Float[Tensor, "b dim _h _w"]]
     ) -> Float[Tensor, "b queries dim"]:
         order = [(plane + step) % 3 for step in range(self.first, 3)]
-        sizes = tokens.new_tensor([self.shapes[other][::-1] for other in order])
-        offsets, logits = split_sampling(self.sampling(tokens), self.heads, len(order))
-        weights = torch.softmax(logits, dim=-1).unflatten(-1, (len(order), self.points))
-        references = getattr(self, f"references_{plane}")
-        locations = references[:, None] + offsets / sizes[:, None]
-        return self.output(deformable_attention([maps[other] for other in order], locations, weights))
+        offsets, logits = sampling_from(self.sampling, tokens, self.heads, len(order))
+        references = getattr(self, f"references_{plane}")[None]
+        values = [maps[other] for other in order]
+        return self.output(deformable_attention(values, references, offsets, softmax_over_samples(logits)))
 
 
 class ImageFeatures(NamedTuple):
@@ -56,16 +60,17 @@ class ImageFeatures(NamedTuple):
 
     levels: list[Tensor]
     """(views, dim, h, w) per level."""
-    cells_per_pixel: Float[Tensor, "levels 2"]
-    sizes: Float[Tensor, "levels 2"]
-    """(width, height) in cells."""
+    extents: Float[Tensor, "levels 2"]
+    """(width, height) in pixels that the cells of a level cover. It may reach past the image: 176 px at stride 32 are 6
+    cells, 192 px."""
 
     @classmethod
     def build(cls, levels: list[Float[Tensor, "views dim _h _w"]], strides: Sequence[int]) -> "ImageFeatures":
-        """A level may reach past the image: 176 px at stride 32 are 6 cells, 192 px."""
-        like = levels[0]
-        cells = like.new_tensor([[1.0 / stride] * 2 for stride in strides])
-        return cls(levels, cells, like.new_tensor([[level.shape[-1], level.shape[-2]] for level in levels]))
+        """Features at the given strides, pixels per cell."""
+        sizes = [
+            [level.shape[-1] * stride, level.shape[-2] * stride] for level, stride in zip(levels, strides, strict=True)
+        ]
+        return cls(levels, levels[0].new_tensor(sizes))
 
 
 class ImageAttention(nn.Module):
@@ -89,26 +94,17 @@ class ImageAttention(nn.Module):
         """The update (without residual) from values already projected to the attention's width."""
         frames, queries, dim = tokens.shape
         views = len(sight.query)
-        cams = views // frames
-        offsets, logits = split_sampling(self._rows(self.sampling(tokens), sight, cams), self.heads, self.levels)
-        seen = sight.seen[:, :, None, None].expand(-1, -1, self.heads, self.levels, -1).to(tokens.dtype)
-        weights = masked_softmax(logits, seen.flatten(-2)).unflatten(-1, (self.levels, self.anchors))
-        references = sight.uv[:, :, None, :, :] * features.cells_per_pixel[:, None]
-        locations = (references[:, :, None] + offsets) / features.sizes[:, None]
-        gathered = deformable_attention(features.levels, locations, weights)
+        frame = torch.arange(views, device=tokens.device) // (views // frames)
+        rows = (frame[:, None] * queries + sight.query).flatten()
+        gathered = tokens.reshape(-1, dim).index_select(0, rows).view(*sight.query.shape, dim)
 
-        frame = torch.arange(views, device=tokens.device) // cams
-        target = (frame[:, None] * queries + sight.query).flatten()
-        total = gathered.new_zeros(frames * queries, dim).index_add(0, target, gathered.flatten(0, 1))
+        offsets, logits = sampling_from(self.sampling, gathered, self.heads, self.levels)
+        weights = softmax_over_samples(logits, sight.seen)
+        references = sight.uv[:, None] * (2 / features.extents[:, None, :, None]) - 1
+        read = deformable_attention(features.levels, references, offsets, weights)
+
+        total = read.new_zeros(frames * queries, dim).index_add(0, rows, read.flatten(0, 1))
         return self.output(total.view(frames, queries, dim) / sight.cameras[..., None])
-
-    @staticmethod
-    def _rows(values: Float[Tensor, "n queries ch"], sight: Visibility, cams: int) -> Float[Tensor, "views rows ch"]:
-        """The rows of each view, gathered from its frame's queries."""
-        frames, queries, channels = values.shape
-        frame = torch.arange(frames * cams, device=values.device) // cams
-        flat = (frame[:, None] * queries + sight.query).flatten()
-        return values.reshape(-1, channels).index_select(0, flat).view(*sight.query.shape, channels)
 
 
 class TPVLayer(nn.Module):

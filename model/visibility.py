@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -45,9 +46,9 @@ class Visibility(NamedTuple):
     """Query index of each row."""
     used: Bool[Tensor, "views rows"]
     """False for padding."""
-    uv: Float[Tensor, "views rows anchors 2"]
+    uv: Float[Tensor, "views anchors 2 rows"]
     """Projected anchors, pixels."""
-    seen: Bool[Tensor, "views rows anchors"]
+    seen: Bool[Tensor, "views anchors rows"]
     """Whether the anchor is in front of the camera and inside its image."""
     cameras: Float[Tensor, "n queries"]
     """How many cameras see each query, at least 1 so that it can be divided by."""
@@ -68,10 +69,11 @@ def see_pillars(rig: CameraRig, pillars: Float[Tensor, "queries anchors 3"]) -> 
     # A stable sort of "not hit" brings the hit queries to the front, in their own order.
     index = torch.argsort((~hit).to(torch.uint8), dim=1, stable=True)[:, :rows]
     pick = index[..., None].expand(-1, -1, anchors)
+    rows_uv = uv.gather(1, pick[..., None].expand(-1, -1, -1, 2))
     return Visibility(
         query=index,
         used=hit.gather(1, index),
-        uv=uv.gather(1, pick[..., None].expand(-1, -1, -1, 2)),
-        seen=seen.gather(1, pick),
+        uv=rearrange(rows_uv, "v r a xy -> v a xy r").contiguous(),
+        seen=rearrange(seen.gather(1, pick), "v r a -> v a r").contiguous(),
         cameras=hit.reshape(frames, cams, queries).sum(dim=1).clamp_min(1).to(pillars.dtype),
     )

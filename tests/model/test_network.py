@@ -42,6 +42,20 @@ def test_every_parameter_gets_a_gradient_and_the_past_is_not_differentiated(
     assert frames.images.grad[:, -1].abs().sum() > 0
 
 
+def test_autocast_trains_and_keeps_the_fields_in_single_precision(
+    tiny_config: ModelConfig, tiny_frames: FrameInput
+) -> None:
+    model = OccFlow(tiny_config)
+    full = model(tiny_frames)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(tiny_frames)
+    assert half.sdf.dtype == half.flow.dtype == torch.float32
+    assert not torch.equal(half.sdf, full.sdf)
+    torch.testing.assert_close(half.sdf, full.sdf, atol=0.05, rtol=0.05)
+    (half.sdf.square().sum() + half.flow.square().sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 def test_bytes_and_unit_floats_are_the_same_image(tiny_config: ModelConfig, tiny_frames: FrameInput) -> None:
     model = OccFlow(tiny_config)
     torch.testing.assert_close(model(tiny_frames._replace(images=tiny_frames.images / 255)).sdf, model(tiny_frames).sdf)

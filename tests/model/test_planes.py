@@ -38,12 +38,12 @@ def test_references_find_the_same_place_on_every_plane(plane: int) -> None:
     first, second, normal = plane_axes(plane)
     references = hybrid_references(GRID, plane, points=GRID.shape[normal])
     cells = torch.stack(torch.meshgrid(coordinates[first], coordinates[second], indexing="ij"), -1).reshape(-1, 2)
-    weights = torch.ones(1, len(cells), 1, 1, 1)
+    weights = torch.ones(1, 1, 1, 1, len(cells))
     for point in range(GRID.shape[normal]):
         for level in range(3):
             other = (plane + level) % 3
-            locations = references[None, :, None, level : level + 1, point : point + 1]
-            read = deformable_attention([maps[other]], locations, weights)[0]
+            place = references[None, level : level + 1, point : point + 1]
+            read = deformable_attention([maps[other]], place, torch.zeros(1, 1, 1, 1, 2, len(cells)), weights)[0]
             axes = plane_axes(other)[:2]
             for channel, axis in enumerate(axes):
                 if axis == normal:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geometry.grid import VoxelGrid
-from model.attention import deformable_attention, split_sampling
+from model.attention import deformable_attention, sampling_from
 from model.config import TPVConfig
 from model.planes import pillars
 from model.tpv import ImageAttention, ImageFeatures, TPVEncoder
@@ -45,7 +45,7 @@ def test_visibility_equals_a_loop_over_cameras_and_points(look: Callable[..., Te
             if any(seen):
                 rows[query] = seen
         used = sight.used[camera]
-        found = dict(zip(sight.query[camera][used].tolist(), sight.seen[camera][used].tolist(), strict=True))
+        found = dict(zip(sight.query[camera][used].tolist(), sight.seen[camera].T[used].tolist(), strict=True))
         assert found == rows
         assert 0 < len(rows) < len(points)
 
@@ -59,7 +59,7 @@ def test_attention_is_the_mean_over_cameras_that_see_each_query(look: Callable[.
     tokens, levels = torch.randn(1, len(points), 8), _levels(3)
     result = attention(tokens, ImageFeatures.build(levels, STRIDES), sight)
 
-    offsets, logits = split_sampling(attention.sampling(tokens), 2, 4)
+    offsets, logits = sampling_from(attention.sampling, tokens, 2, 4)
     seen_by = torch.zeros(len(points))
     for query in range(len(points)):
         parts = []
@@ -69,12 +69,12 @@ def test_attention_is_the_mean_over_cameras_that_see_each_query(look: Callable[.
             inside = (local[2] > 1e-3) & (uv >= 0).all(1) & (uv < torch.tensor([SIZE[1], SIZE[0]])).all(1)
             if not inside.any():
                 continue
-            logit = logits[0, query].reshape(2, 4, 2).masked_fill(~inside, -torch.inf)
-            weight = torch.softmax(logit.reshape(2, 8), -1).reshape(1, 1, 2, 4, 2)
+            logit = logits[0, ..., query].masked_fill(~inside, -torch.inf)
+            weight = torch.softmax(logit.reshape(2, 8), -1).reshape(1, 2, 4, 2, 1)
             sizes = torch.tensor([[x.shape[-1], x.shape[-2]] for x in levels])
-            location = uv / torch.tensor(STRIDES)[:, None, None] + offsets[0, query]
-            location = (location / sizes[:, None])[None, None]
-            parts.append(deformable_attention([x[camera : camera + 1] for x in levels], location, weight)[0, 0])
+            place = (uv / torch.tensor(STRIDES)[:, None, None] / sizes[:, None] * 2 - 1)[None, ..., None]
+            maps = [x[camera : camera + 1] for x in levels]
+            parts.append(deformable_attention(maps, place, offsets[..., query : query + 1], weight)[0, 0])
         seen_by[query] = len(parts)
         mean = torch.stack(parts).mean(0) if parts else torch.zeros(8)
         torch.testing.assert_close(result[0, query], attention.output(mean), atol=1e-5, rtol=1e-4)
