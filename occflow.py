@@ -46,7 +46,8 @@ def exit_code(error: BaseException) -> int | None:
         kind = getattr(sys.modules.get(module), cls, None)
         if kind is not None and isinstance(error, kind):
             return code
-    return None
+    # The operating system's own message, where it says which file.
+    return 1 if isinstance(error, OSError) and error.filename is not None else None
 
 
 def verb(function: FunctionT) -> FunctionT:

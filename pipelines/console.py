@@ -11,7 +11,7 @@ from pipelines.config import CuesConfig
 from pipelines.estimate import Estimate
 from pipelines.extract import extract_log
 from pipelines.plan import Plan, Work, plan
-from pipelines.prefect_home import private_prefect
+from pipelines.prefect_home import check_reachable, private_prefect
 from pipelines.schedule import ExtractReport, stop_on_signals
 
 _LINES = 12
@@ -27,7 +27,11 @@ def extract_shown(
 ) -> ExtractReport:
     """Extract with progress on `console`: as a Prefect flow, or on plain threads; neither starts if nothing is open.
 
-    SIGINT and SIGTERM end it in order. Errors as `pipelines.extract.extract_log`.
+    SIGINT and SIGTERM end it in order.
+
+    Raises:
+        ConfigError: Dask workers elsewhere and no Prefect server that they can reach; others as `extract_log`.
+        PrefectError: the temporary server did not start.
     """
     work = plan(config, scenes, cues)
     where = f"Prefect on {config.runner.kind}" if prefect else "threads"
@@ -36,6 +40,7 @@ def extract_shown(
     with stop_on_signals() as stop, UnitProgress(console, work) as told:
         if not work.open or not prefect:
             return extract_log(config, scenes, cues, told, stop)
+        check_reachable(config.runner)
         with private_prefect(stop):
             from pipelines.flows import run_flow
 

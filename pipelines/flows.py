@@ -4,10 +4,12 @@ Import inside `prefect_home.private_prefect()` for the temporary server; Prefect
 """
 
 import errno
+import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
 from threading import Event
 from typing import Any
 
@@ -87,21 +89,31 @@ def cues_flow(config: CuesConfig, scenes: list[str] | None = None, cues: list[st
     return report
 
 
-def task_runner(config: RunnerConfig) -> TaskRunner[Any]:
+@contextmanager
+def task_runner(config: RunnerConfig) -> Iterator[TaskRunner[Any]]:
     """Threads of this process, a local Dask cluster of processes, or the Dask cluster at `scheduler`."""
     if config.kind == "threads":
-        return ThreadPoolTaskRunner(max_workers=config.workers)
+        yield ThreadPoolTaskRunner(max_workers=config.workers)
+        return
     from prefect_dask import DaskTaskRunner
 
     if config.scheduler is not None:
-        return DaskTaskRunner(address=config.scheduler)
-    local = {
-        "n_workers": config.workers,
-        "threads_per_worker": 1,
-        "dashboard_address": None,
-        "silence_logs": "CRITICAL",
-    }
-    return DaskTaskRunner(cluster_kwargs=local)
+        yield DaskTaskRunner(address=config.scheduler)
+        return
+    from distributed import LocalCluster
+
+    # Signals of the terminal or the batch system reach a whole process group; workers must not die of them while
+    # this process finishes what is in the making. A blocked signal stays blocked in what this thread starts.
+    # (multiprocessing unblocks these two when it starts its resource tracker, so that comes first.)
+    resource_tracker.ensure_running()
+    ours = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+    try:
+        cluster = LocalCluster(n_workers=config.workers, threads_per_worker=1, dashboard_address=None)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+    with cluster:
+        yield DaskTaskRunner(address=cluster.scheduler_address)
 
 
 def run_flow(
@@ -112,8 +124,8 @@ def run_flow(
     stop: Event | None = None,
 ) -> ExtractReport:
     """Run the flow here and now, on the runner that the configuration names; arguments and errors as `extract_log`."""
-    here = cues_flow.with_options(task_runner=task_runner(config.runner))
-    with following(progress, stop):
+    with task_runner(config.runner) as runner, following(progress, stop):
+        here = cues_flow.with_options(task_runner=runner)
         return here(config, None if scenes is None else list(scenes), None if cues is None else list(cues))
 
 

@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from pipelines.config import json_digest
 from pipelines.datasets.files import load_image
 from pipelines.datasets.records import CameraImage, DataError, Frame, LidarSweep, Log, Scene
+from storage.errors import StoreError
 
 _IMAGE_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 """First bytes of JPEG and PNG files and the marker that ends a whole one: decoders fill a cut file with grey."""
@@ -181,10 +182,16 @@ def _save_facts(inputs: SceneInputs, root: Path, kept: Path) -> None:
         str(path.relative_to(root) if path.is_relative_to(root) else path): asdict(facts)
         for path, facts in inputs.files.items()
     }
-    kept.parent.mkdir(parents=True, exist_ok=True)
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}.{threading.get_ident()}")
-    temporary.write_text(json.dumps(rows))
-    os.replace(temporary, kept)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(rows))
+        os.replace(temporary, kept)
+    except OSError as error:
+        raise StoreError(
+            f"{kept}: cannot be written ({error.strerror}); make room on the disk or permit writing there, then run "
+            "again: what is committed stays"
+        ) from error
 
 
 class ImageCache:

@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
+from urllib.parse import urlsplit
+
+from pipelines.config import ConfigError, RunnerConfig
 
 START_TIMEOUT_S = 120.0
 """Measured on two cores: 6 s, 15 s with a new database, several times that on a busy machine."""
@@ -52,6 +55,16 @@ def prefect_home() -> Path:
     """Folder of the temporary server's database, so that neither profiles nor a broken ~/.prefect matter."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "occflow" / "prefect"
+
+
+def check_reachable(runner: RunnerConfig) -> None:
+    """Raise a ConfigError when Dask workers on other machines would have to reach a server on this one's loopback."""
+    host = urlsplit(runner.scheduler or "").hostname
+    if host not in (None, "localhost", "127.0.0.1", "::1") and "PREFECT_API_URL" not in os.environ:
+        raise ConfigError(
+            f"runner.scheduler = {runner.scheduler!r}: workers on other machines report to a Prefect server that they "
+            "can reach; start `prefect server start --host 0.0.0.0` and set PREFECT_API_URL=http://HOST:4200/api"
+        )
 
 
 @contextmanager
