@@ -274,11 +274,15 @@ def predict(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where labels and pictures go.")] = None,
 ) -> None:
     """Occupancy and flow of every keyframe, as <scene>/<token>/labels.npz."""
-    from occflow_demo import predict_scenes
+    from eval.predict import Predictor
+    from model.checkpoint import load_model
+    from storage.reader import StoreReader
 
     folder = out_dir or checkpoint / "predictions"
-    count = predict_scenes(checkpoint, store, names(scenes), folder)
-    say(f"{count} keyframes -> {folder}")
+    predictor = Predictor(load_model(checkpoint), StoreReader(store))
+    wanted = names(scenes) or predictor.reader.scenes()
+    count = sum(1 for scene in wanted for _ in predictor.run(scene, folder))
+    say(f"{count} keyframes, occupied where sdf <= {predictor.threshold:g} m -> {folder}")
     say(f"next: occflow eval {checkpoint} {store}")
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.config import ConfigError, CuesConfig, closest, json_digest
-from pipelines.datasets.records import DataError, Scene
-from pipelines.inputs import SceneInputs, without_faults
+from pipelines.datasets.records import DataError
+from pipelines.inputs import without_faults
 from pipelines.workbench import Workbench, workbench
 from storage.errors import StoreDamage
 from storage.layout import INIT, UnitId, blocks
@@ -97,6 +97,7 @@ def _with_upstream(bench: Workbench, cues: Sequence[str] | None) -> list[str]:
 def _scene_work(bench: Workbench, name: str, cues: Sequence[str]) -> list[Work]:
     scene = bench.raw_scene(name)
     inputs = bench.known_inputs(name)
+    digest = None if inputs is None else inputs.digest(without_faults(scene, inputs.faults))
     units: list[tuple[UnitId, bool, tuple[str, ...]]] = [(UnitId(INIT, name), False, ())]
     ranges = blocks(len(scene.keyframes), bench.config.block_keyframes)
     for cue in cues:
@@ -109,20 +110,20 @@ def _scene_work(bench: Workbench, name: str, cues: Sequence[str]) -> list[Work]:
         opened = Work(UnitId(INIT, name), truth=True).name
         units.append((UnitId(INIT, name), True, (str(UnitId(INIT, name)),)))
         units += [(UnitId(cue, name, b), True, (opened,)) for cue in bench.truth_extractors for b in range(len(ranges))]
-    return [Work(unit, truth, needs, _state(bench, scene, inputs, unit, truth)) for unit, truth, needs in units]
+    return [Work(unit, truth, needs, _state(bench, digest, unit, truth)) for unit, truth, needs in units]
 
 
-def _state(bench: Workbench, scene: Scene, inputs: SceneInputs | None, unit: UnitId, truth: bool) -> State:
+def _state(bench: Workbench, scene_digest: str | None, unit: UnitId, truth: bool) -> State:
     store = bench.open_store(truth)
     try:
-        if store is None or store.record(unit) is None:
-            return "missing"
+        record = None if store is None else store.record(unit)
     except StoreDamage:
         return "stale"
-    if inputs is None:
+    if record is None:
+        return "missing"
+    if scene_digest is None:
         return "stale"
-    digest = inputs.digest(without_faults(scene, inputs.faults))
-    return "current" if store.is_current(unit, fingerprint(bench, unit, digest, truth)) else "stale"
+    return "current" if record.fingerprint == fingerprint(bench, unit, scene_digest, truth) else "stale"
 
 
 def fingerprint(bench: Workbench, unit: UnitId, scene_digest: str, truth: bool = False) -> str:

@@ -30,6 +30,7 @@ class Workbench:
         self.inputs = lru_cache(_SCENES_KEPT)(self._inputs)
         self.known_inputs = lru_cache(_SCENES_KEPT)(self._known_inputs)
         self.scene = lru_cache(_SCENES_KEPT)(self._scene)
+        self.scene_digest = lru_cache(_SCENES_KEPT)(self._scene_digest)
 
     @cached_property
     def log(self) -> Log:
@@ -126,7 +127,7 @@ class Workbench:
 
         return arrays
 
-    def scene_digest(self, scene: str) -> str:
+    def _scene_digest(self, scene: str) -> str:
         """Digest of a scene's records and of the content of its raw files, without those that cannot be used."""
         return self.inputs(scene).digest(self.scene(scene))
 
