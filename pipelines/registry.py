@@ -23,9 +23,8 @@ BACKENDS: dict[str, dict[str, str]] = {
     "images": {"jpeg": "pipelines.cues.images:ImagesCue"},
     "sweeps": {"jpeg": "pipelines.cues.images:SweepsCue"},
     "lidar": {"points": "pipelines.cues.lidar:LidarCue"},
-    "masks": {"motion": "pipelines.cues.motion_masks:MotionMasksCue"},
-    "flow_next": {"tracks": "pipelines.cues.tracks:TrackFlowCue", "dis": "pipelines.cues.flow_dis:DisFlowCue"},
-    "flow_prev": {"dis": "pipelines.cues.flow_dis:DisFlowCue", "tracks": "pipelines.cues.tracks:TrackFlowCue"},
+    "flow_next": {"dis": "pipelines.cues.flow_dis:DisFlowCue"},
+    "flow_prev": {"dis": "pipelines.cues.flow_dis:DisFlowCue"},
     "flow_aux": {"dis": "pipelines.cues.flow_dis:DisFlowCue"},
 }
 """Cue -> backend -> "module:dataclass"; the first backend is the default. Modules are imported when asked for."""

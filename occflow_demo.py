@@ -1,0 +1,238 @@
+"""The demo: a synthetic log, its cues, both training stages and their evaluation, as one resumable run.
+
+It joins rooms that may not import each other, which is why it stands beside them.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+TRAIN_SCENES, HELD_OUT_SCENES, KEYFRAMES = 8, 3, 10
+STAGES = ("untrained", "stage1", "stage2")
+METRICS = {
+    "rayiou_geometry": "RayIoU",
+    "rayiou_nonground": "RayIoU non-ground",
+    "mave": "mAVE m/s",
+    "abs_rel": "Abs Rel",
+    "flow_epe_dynamic": "flow error (moving) m/s",
+}
+"""Figures of results.json and their headings."""
+_OUTPUTS = ("log", "store.zarr", "store.truth.zarr", "train", "eval", "results.json", "report.html", "seconds.json")
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of each part, added up over runs that were interrupted; a part that did nothing adds nothing."""
+
+    path: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            self.seconds = json.loads(self.path.read_text())
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the work inside."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.path.write_text(json.dumps(self.seconds))
+
+
+def run(folder: Path, console: Console, fresh: bool = False) -> dict[str, Any]:
+    """Everything under `folder`; what an earlier run finished is kept. Returns what results.json holds."""
+    if fresh:
+        for name in _OUTPUTS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    watch = Stopwatch(folder / "seconds.json")
+    training, held_out = make_log(folder / "log", watch, console)
+    labels = make_cues(folder, watch, console)
+    train_stages(folder, training, watch, console)
+    figures = evaluate_stages(folder, held_out, watch, console)
+    results = {**figures, "labels": labels, "seconds": {k: round(v, 1) for k, v in watch.seconds.items()}}
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    show(results, console)
+    say(console, f"{folder / 'results.json'}, {folder / 'report.html'}")
+    say(console, f"next: open {folder / 'report.html'}, or occflow status {folder / 'store.zarr'}")
+    return results
+
+
+def say(console: Console, line: str) -> None:
+    """One line, not wrapped, no markup."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def make_log(folder: Path, watch: Stopwatch, console: Console) -> tuple[list[str], list[str]]:
+    """Write the synthetic log unless it is there whole; names of training and of held-out scenes."""
+    from pipelines.datasets.nuscenes import NuScenesLog
+
+    done = folder / "written.json"
+    wanted = {
+        "scenes": TRAIN_SCENES + HELD_OUT_SCENES,
+        "val_scenes": HELD_OUT_SCENES,
+        "keyframes": KEYFRAMES,
+    }
+    if not done.exists() or json.loads(done.read_text()) != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        with watch.part("synth"):
+            write_synthetic_log(folder, "nuscenes", wanted, console)
+        done.write_text(json.dumps(wanted))
+    log = NuScenesLog(folder)
+    return log.scene_names("train"), log.scene_names("val")
+
+
+def make_cues(folder: Path, watch: Stopwatch, console: Console) -> dict[str, Any]:
+    """Extract every cue by the Prefect flow; the labels' quality against the exact truth, all scenes pooled."""
+    from pipelines.config import load_config
+    from pipelines.console import extract_shown, show_report
+    from pipelines.plan import plan
+
+    config = load_config("demo", {"dataset.root": folder / "log", "store": folder / "store.zarr"})
+    if plan(config).open:
+        with watch.part("cues"):
+            report = extract_shown(config, None, None, console)
+        show_report(report, config, console)
+        if report.interrupted:
+            raise KeyboardInterrupt
+    return label_figures(folder / "store.zarr")
+
+
+def label_figures(store: Path) -> dict[str, Any]:
+    """Quality figures of every cue from its commit records, blocks pooled by their counts.
+
+    Figures are {"value", "count"} under the cue's name; besides, the chief ones as plain numbers: `flow_epe`,
+    `flow_epe_moving`, `mask_iou`, where the store has them.
+    """
+    from eval.labels import summarise
+    from storage.store import CueStore
+
+    qualities: dict[str, list[Any]] = {}
+    for record in CueStore.open(store).records():
+        qualities.setdefault(record.unit.cue, []).append(record.provenance.quality)
+    pooled: dict[str, Any] = {cue: summarise(found) for cue, found in qualities.items()}
+    chief = {
+        "flow_epe": ("flow_next", "epe"),
+        "flow_epe_moving": ("flow_next", "epe_moving"),
+        "mask_iou": ("masks", "iou"),
+    }
+    for name, (cue, key) in chief.items():
+        figure = _find(pooled.get(cue, {}), key)
+        if figure is not None:
+            pooled[name] = figure["value"]
+    return pooled
+
+
+def _find(figures: dict[str, Any], key: str) -> dict[str, float] | None:
+    """The figure of this name, at the top or in any nested group."""
+    if key in figures:
+        return figures[key]
+    for value in figures.values():
+        found = _find(value, key) if isinstance(value, dict) and "count" not in value else None
+        if found is not None:
+            return found
+    return None
+
+
+def train_stages(folder: Path, scenes: list[str], watch: Stopwatch, console: Console) -> None:
+    """Both stages; what is trained already stays."""
+    from train.checkpoint import find_checkpoint, load_state
+    from train.config import load_config
+    from train.loop import train
+
+    names = f"data.scenes={json.dumps(scenes)}"
+    config = load_config("demo", [f"store={folder / 'store.zarr'}", f"out={folder / 'train'}", names])
+    last = find_checkpoint(folder / "train" / STAGES[-1])
+    if last is not None and load_state(last).finished:
+        return
+    with watch.part("train"):
+        result = train(config, resume=(folder / "train" / "config.yaml").exists())
+    if not result.finished:
+        raise KeyboardInterrupt
+    for stage in result.stages:
+        say(console, f"stage {stage.stage}: {stage.steps} steps, {stage.seconds:.0f} s -> {stage.checkpoint}")
+
+
+def evaluate_stages(folder: Path, scenes: list[str], watch: Stopwatch, console: Console) -> dict[str, Any]:
+    """`stages` and `baselines` of results.json, each checkpoint evaluated once, and the report page."""
+    evaluations = {}
+    for stage in STAGES:
+        checkpoint, kept = folder / "train" / stage, folder / "eval" / stage
+        written = kept / "results.json"
+        weights = checkpoint / "model.safetensors"
+        if not written.exists() or written.stat().st_mtime < weights.stat().st_mtime:
+            with watch.part("eval"):
+                evaluate_checkpoint(checkpoint, folder / "store.zarr", tuple(scenes), kept, console)
+        evaluations[stage] = json.loads(written.read_text())
+    shutil.copyfile(folder / "eval" / STAGES[-1] / "report.html", folder / "report.html")
+    return {
+        "stages": {stage: _figures(evaluation) for stage, evaluation in evaluations.items()},
+        "baselines": {name: _figures(found) for name, found in evaluations[STAGES[-1]]["baselines"].items()},
+    }
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, store: Path, scenes: tuple[str, ...] | None, folder: Path, console: Console
+) -> dict[str, Any]:
+    """Metrics of a checkpoint on scenes of a store; writes results.json and report.html into `folder`."""
+    from eval.evaluate import evaluate
+    from eval.report import write_report
+    from model.checkpoint import load_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    results = evaluate(load_model(checkpoint), store, scenes)
+    write_report(results, folder / "report.html")
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    figures = ", ".join(f"{METRICS[key]} {value:.3f}" for key, value in _figures(results).items())
+    say(console, f"{checkpoint}: {figures} -> {folder}")
+    return results
+
+
+def _figures(evaluation: dict[str, Any]) -> dict[str, float]:
+    return {key: evaluation[key] for key in METRICS if evaluation.get(key) is not None}
+
+
+def write_synthetic_log(folder: Path, dataset: str, values: dict[str, Any], console: Console) -> None:
+    """A synthetic log in the layout of `dataset`, with a progress bar; `values` are keys of SynthConfig."""
+    from pydantic import ValidationError
+
+    from pipelines.config import ConfigError, explain
+    from pipelines.synth import write_log
+    from pipelines.synth.config import SynthConfig
+
+    try:
+        config = SynthConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, SynthConfig, "synth")) from None
+    started = time.perf_counter()
+    write_log(folder, config, dataset=dataset)
+    say(
+        console,
+        f"{config.scenes} scenes of {config.keyframes} keyframes, {time.perf_counter() - started:.0f} s -> {folder}",
+    )
+
+
+def show(results: dict[str, Any], console: Console) -> None:
+    """The table of stages and baselines, then the seconds of each part."""
+    table = Table("", *METRICS.values())
+    for name, figures in {**results["stages"], **results["baselines"]}.items():
+        table.add_row(name, *(f"{figures[key]:.3f}" if key in figures else "" for key in METRICS))
+    console.print(table)
+    seconds = results["seconds"]
+    say(
+        console,
+        ", ".join(f"{part} {value:.0f} s" for part, value in seconds.items())
+        + f", in all {sum(seconds.values()):.0f} s",
+    )
