@@ -150,21 +150,14 @@ def cues(
 ) -> None:
     """Extract the cues of a log into a store; goes on where an earlier run stopped."""
     from pipelines.config import load_config
-    from pipelines.console import extract_shown, show_estimate, show_report
-    from pipelines.estimate import check_space, estimate, free_space
-    from pipelines.plan import plan
+    from pipelines.console import extract_shown, show_dry_run, show_report
 
     kind = "dask" if scheduler is not None else None if runner == "plain" else runner
     given: dict[str, Any] = {"dataset.root": root, "store": store, "runner.kind": kind}
     given |= {"runner.workers": workers, "runner.scheduler": scheduler}
     settings = load_config(config, overrides(set_ or []) | given)
     if dry_run:
-        rows = estimate(settings, plan(settings, names(scenes), names(cues)))
-        show_estimate(rows, out)
-        hours, size = sum(row.seconds for row in rows) / 3600, sum(row.bytes for row in rows)
-        free = free_space(settings.store)
-        say(f"about {hours:.2f} core hours, 0 GPU hours, {size / 1e9:.2f} GB; {free / 1e9:.1f} GB are free")
-        check_space(settings, rows)
+        show_dry_run(settings, names(scenes), names(cues), out)
         say(f"next: the same command without --dry-run writes {settings.store}")
         return
     report = extract_shown(settings, names(scenes), names(cues), out, prefect=runner != "plain")
@@ -236,9 +229,10 @@ def train(
 ) -> None:
     """Train both stages from a store; also under torchrun."""
     from train.config import load_config
-    from train.loop import train as run_training
 
     settings = load_config(config, set_ or [])
+    from train.loop import train as run_training  # seconds of imports, after a mistyped key is told
+
     result = run_training(settings, resume=resume)
     for stage in result.stages:
         loss = f", loss {stage.losses[0]:.3f} -> {stage.losses[-1]:.3f}" if stage.losses else ""

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipelines.config import CuesConfig
-from pipelines.estimate import Estimate
+from pipelines.estimate import check_space, estimate, free_space
 from pipelines.extract import extract_log
 from pipelines.plan import Plan, Work, plan
 from pipelines.prefect_home import check_reachable, private_prefect
@@ -110,11 +110,17 @@ def _short(notes: Sequence[str]) -> list[str]:
     return [text if count == 1 else f"{text} (in {count} units)" for text, count in texts.items()]
 
 
-def show_estimate(rows: Sequence[Estimate], console: Console) -> None:
-    """A dry run's estimate as a table."""
+def show_dry_run(
+    config: CuesConfig, scenes: Sequence[str] | None, cues: Sequence[str] | None, console: Console
+) -> None:
+    """A table of what an extraction would take. Raises StoreError when the disk is too small for it."""
+    rows = estimate(config, plan(config, scenes, cues))
     table = Table("cue", "units", "keyframes", "size", "core time", "rates")
     for row in rows:
-        size, hours = f"{row.bytes / 1e6:,.1f} MB", row.seconds / 3600
-        time = f"{hours:.1f} h" if hours >= 1 else f"{row.seconds:.0f} s"
-        table.add_row(row.cue, str(row.units), str(row.keyframes), size, time, row.source)
+        time = f"{row.seconds / 3600:.1f} h" if row.seconds >= 3600 else f"{row.seconds:.0f} s"
+        table.add_row(row.cue, str(row.units), str(row.keyframes), f"{row.bytes / 1e6:,.1f} MB", time, row.source)
     console.print(table)
+    hours, size = sum(row.seconds for row in rows) / 3600, sum(row.bytes for row in rows)
+    free = free_space(config.store)
+    console.print(f"about {hours:.2f} core hours, 0 GPU hours, {size / 1e9:.2f} GB; {free / 1e9:.1f} GB are free")
+    check_space(config, rows)
