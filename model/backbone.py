@@ -83,11 +83,13 @@ class ConvNeXt(nn.Module):
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n _c _h _w"]]:
         """Normalised images to features at strides 4, 8, 16, 32.
 
-        Sides are padded with zeros on the right and the bottom up to a multiple of 32; the features of the padding are
-        cut off, so that level l covers the image exactly when its stride divides the image.
+        The right and bottom borders are repeated up to a multiple of 32, and the features of the padding are cut off,
+        so that level l covers the image exactly when its stride divides the image. Not zeros: the stem turns them into
+        its bias, zero at first, and the gradient of a LayerNorm at zero is a thousand times (1 / sqrt(eps)) all others.
         """
         height, width = images.shape[-2:]
-        x = F.pad(images, (0, -width % 32, 0, -height % 32)).contiguous(memory_format=torch.channels_last)
+        x = F.pad(images, (0, -width % 32, 0, -height % 32), mode="replicate")
+        x = x.contiguous(memory_format=torch.channels_last)
         levels = []
         for stride, down, stage, norm in zip(
             STRIDES, self.downsample_layers, self.stages, self.output_norms, strict=True

@@ -101,6 +101,8 @@ class HeadConfig(_Section):
     "ground": it starts as the signed distance to the plane z = `ground_height`, which already scores as a flat ground:
     an untrained network is then no baseline."""
     sdf_bias: float = 1.0
+    sdf_scale: PositiveFloat = 1.0
+    """Metres per unit of the SDF decoder's output: how fast distances can move at a given learning rate."""
     ground_height: float = 0.0
     flow_init_std: PositiveFloat = 0.01
     """Standard deviation of the flow decoder's last layer. Flow starts near zero, but not so near that it stays there:
@@ -161,6 +163,6 @@ class ModelConfig(_Section):
             ),
             fusion=FusionConfig(heads=4, points=1),
             refine=RefineConfig(channels=16),
-            heads=HeadConfig(hidden=32),
+            heads=HeadConfig(hidden=32, sdf_scale=5.0),
             render=RenderConfig(samples=96, alpha="gradient", anneal_steps=500),
         )

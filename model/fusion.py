@@ -37,7 +37,9 @@ class BEVAttention(nn.Module):
         self.register_buffer("references", cell_centres(shape).flip(-1).T * 2 - 1, persistent=False)
         init_sampling(self.sampling, heads, 2, points)
         init_projection(self.value)
-        init_projection(self.output)
+        # β starts at 1, so it is the output layer that makes a step start as the identity.
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
 
     def forward(
         self, bev: Float[Tensor, "slices cells dim"], other: Float[Tensor, "slices cells dim"]

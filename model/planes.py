@@ -62,7 +62,7 @@ def hybrid_references(grid: VoxelGrid, plane: int, points: int) -> Float[Tensor,
 
 
 def position_waves(grid: VoxelGrid, plane: int, dim: int) -> Float[Tensor, "queries dim"]:
-    """Where learned queries start: random long waves over the plane, about one period across it, amplitude 1/2.
+    """Where learned queries start: random long waves over the plane, about one period across it, amplitude 1.
 
     Neighbouring cells start alike, so that what is learned at one place holds nearby at once; from independent noise
     every cell has to learn by itself. On the ground plane every other channel is a wave over the distance from the car,
@@ -78,7 +78,7 @@ def position_waves(grid: VoxelGrid, plane: int, dim: int) -> Float[Tensor, "quer
         ground = pillars(grid, plane, anchors=1)[:, 0, :2]
         extent = max(upper - lower for lower, upper in zip(grid.lower[:2], grid.upper[:2], strict=True))
         phases[:, ::2] = ground.norm(dim=-1, keepdim=True) * (2 / extent) @ draw(1, dim)[:, ::2]
-    return 0.5 * torch.sin(2 * math.pi * (phases + torch.rand(dim, generator=generator, device="cpu")))
+    return torch.sin(2 * math.pi * (phases + torch.rand(dim, generator=generator, device="cpu")))
 
 
 def to_map(tokens: Float[Tensor, "b queries dim"], shape: tuple[int, int]) -> Float[Tensor, "b dim first second"]:

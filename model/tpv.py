@@ -15,7 +15,7 @@ from model.attention import (
     sampling_from,
     softmax_over_samples,
 )
-from model.backbone import STRIDES
+from model.backbone import STRIDES, LayerNorm2d
 from model.config import TPVConfig
 from model.planes import hybrid_references, pillars, plane_shape, position_waves, to_map, to_volume
 from model.visibility import CameraRig, Visibility, see_pillars
@@ -157,12 +157,15 @@ class TPVEncoder(nn.Module):
             self.queries.append(queries)
             self.register_buffer(f"pillars_{plane}", pillars(grid, plane, count), persistent=False)
         self.layers = nn.ModuleList(TPVLayer(config, grid, feature_dim, levels) for _ in range(config.layers))
+        # Unbounded features grow in the first steps until the tokens' common part drowns where each of them is.
+        self.feature_norms = nn.ModuleList(LayerNorm2d(feature_dim) for _ in range(levels))
         self.norms = nn.ModuleList(nn.LayerNorm(config.dim) for _ in range(3))
 
     def forward(
         self, levels: list[Float[Tensor, "views dim _h _w"]], rig: CameraRig
     ) -> Float[Tensor, "n x y z channels"]:
         """Features of n frames x cameras (frame-major) to a volume per frame, in that frame's own ego coordinates."""
+        levels = [norm(level) for norm, level in zip(self.feature_norms, levels, strict=True)]
         features = ImageFeatures.build(levels, STRIDES)
         sights = [see_pillars(rig, getattr(self, f"pillars_{plane}")) for plane in range(3)]
         planes = [queries.expand(len(rig.valid), -1, -1) for queries in self.queries]

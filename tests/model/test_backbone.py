@@ -84,6 +84,14 @@ def test_wrong_files_are_refused_with_a_remedy(tmp_path: Path) -> None:
         load_official_weights(ConvNeXt(SMALL), path)
 
 
+def test_the_padding_of_odd_sizes_does_not_dominate_the_gradient() -> None:
+    backbone = ConvNeXt(SMALL)
+    levels = backbone(torch.randn(1, 3, 64, 176))
+    sum((level * torch.randn_like(level)).sum() for level in levels).backward()
+    stem, norm = backbone.downsample_layers[0]
+    assert stem.bias.grad.norm() < 100 * norm.bias.grad.norm(), "zero padding gave 1e4 and more"
+
+
 def test_drop_path_keeps_the_mean_and_only_acts_in_training() -> None:
     drop, x = DropPath(0.25), torch.ones(4000, 2)
     assert drop.eval()(x) is x

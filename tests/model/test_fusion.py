@@ -16,7 +16,12 @@ KINDS = get_args(FusionKind)
 
 
 def _fusion(kind: str = "full", dim: int = 8, history: int = 2) -> TemporalFusion:
-    return TemporalFusion(FusionConfig(kind=kind, heads=2, points=2, history=history), dim, GRID)
+    """A module whose steps do something: their output layers start at zero."""
+    module = TemporalFusion(FusionConfig(kind=kind, heads=2, points=2, history=history), dim, GRID)
+    for name, parameter in module.named_parameters():
+        if name.endswith("output.weight"):
+            nn.init.xavier_uniform_(parameter)
+    return module
 
 
 def _poses(count: int) -> Tensor:
@@ -65,6 +70,8 @@ def test_each_step_adds_beta_times_the_attention_and_beta_starts_at_one() -> Non
     step = BEVAttention(8, 2, 2, (3, 4))
     bev, other = torch.randn(2, 12, 8), torch.randn(2, 12, 8)
     assert step.beta.item() == 1.0
+    assert torch.equal(step(bev, other), bev), "an untrained step is the identity"
+    nn.init.xavier_uniform_(step.output.weight)
     full = step(bev, other) - bev
     with torch.no_grad():
         step.beta.fill_(0.25)
@@ -73,6 +80,7 @@ def test_each_step_adds_beta_times_the_attention_and_beta_starts_at_one() -> Non
 
 def test_attention_reads_both_frames_and_only_their_own_slice() -> None:
     step = BEVAttention(8, 2, 2, (3, 4))
+    nn.init.xavier_uniform_(step.output.weight)
     bev, other = torch.randn(2, 12, 8), torch.randn(2, 12, 8, requires_grad=True)
     (gradient,) = torch.autograd.grad(step(bev, other)[0].sum(), other)
     assert gradient[0].abs().sum() > 0

@@ -28,7 +28,8 @@ def test_every_parameter_gets_a_gradient_and_the_past_is_not_differentiated(
 ) -> None:
     model = OccFlow(tiny_config)
     for name, parameter in model.named_parameters():
-        if name.endswith("sampling.weight"):  # starts at zero, and hides what feeds it from the first gradient
+        # These start at zero, and hide what feeds them from the first gradient.
+        if name.endswith("sampling.weight") or (name.startswith("fusion") and name.endswith("output.weight")):
             torch.nn.init.normal_(parameter, std=0.1)
     frames = tiny_frames._replace(images=(tiny_frames.images / 255).requires_grad_())
     fields = model(frames)

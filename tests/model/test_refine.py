@@ -3,7 +3,7 @@
 import torch
 
 from model.config import RefineConfig
-from model.refine import Refine
+from model.refine import Refine, voxel_norm
 
 
 def test_output_is_twice_the_size_and_channels_last() -> None:
@@ -36,3 +36,8 @@ def test_an_isolated_change_reaches_far_through_the_coarse_levels() -> None:
     volume = torch.randn(1, 32, 32, 4, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(refine(volume)[0, 32, 32, 4].sum(), volume)
     assert gradient[0, 16 - 12, 16].abs().sum() > 0
+
+
+def test_what_all_voxels_have_in_common_does_not_pass_the_norm() -> None:
+    volume, common = torch.randn(2, 16, 6, 5, 3), torch.randn(2, 16, 1, 1, 1) * 20
+    torch.testing.assert_close(voxel_norm(16)(volume + common), voxel_norm(16)(volume), atol=1e-4, rtol=1e-4)
