@@ -163,6 +163,6 @@ class ModelConfig(_Section):
             ),
             fusion=FusionConfig(heads=4, points=1),
             refine=RefineConfig(channels=16),
-            heads=HeadConfig(hidden=32, sdf_scale=5.0),
+            heads=HeadConfig(hidden=32, sdf_scale=10.0),
             render=RenderConfig(samples=96, alpha="gradient", anneal_steps=500),
         )
