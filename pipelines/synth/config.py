@@ -1,0 +1,88 @@
+"""What a synthetic log looks like: its size, its sensors, its traffic, its difficulty; all of it seeded."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.synth.rig import NUSCENES_CAMERAS
+
+Manoeuvre = Literal["straight", "turn_left", "turn_right", "stop", "follow"]
+
+
+class Difficulty(BaseModel):
+    """Numbers that the presets set; every one may be overridden in `SynthConfig.difficulty`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    moving_vehicles: tuple[int, int] = (8, 12)
+    """Fewest and most moving cars, trucks, buses, cyclists wanted near the ego path (fewer where there is no room)."""
+    pedestrians: tuple[int, int] = (4, 8)
+    parked_share: float = Field(0.45, ge=0, le=1)
+    """Share of kerb-side parking places that are taken."""
+    noise: float = Field(0.004, ge=0)
+    """Standard deviation of image noise at mid grey, as a share of full scale."""
+    exposure: float = Field(0.0, ge=0)
+    """Largest relative gain change of a camera over a scene, and between cameras."""
+    lidar_noise_m: float = Field(0.0, ge=0)
+    lidar_dropout: float = Field(0.0, ge=0, lt=1)
+    tilt_deg: float = Field(0.0, ge=0)
+    """Amplitude of the ego car's pitch and roll."""
+    texture_contrast: float = Field(1.0, gt=0, le=1)
+
+
+PRESETS: dict[str, Difficulty] = {
+    "easy": Difficulty(),
+    "hard": Difficulty(
+        moving_vehicles=(14, 20),
+        pedestrians=(8, 16),
+        parked_share=0.65,
+        noise=0.015,
+        exposure=0.15,
+        lidar_noise_m=0.02,
+        lidar_dropout=0.05,
+        tilt_deg=0.6,
+        texture_contrast=0.6,
+    ),
+}
+
+
+class SynthConfig(BaseModel):
+    """Everything that decides the bytes of a synthetic log.
+
+    Sizes are pixels; the cameras' intrinsics scale with `width`. A scene depends on `seed` and its own index only:
+    neither on the number of scenes nor on the number of threads.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    preset: Literal["easy", "hard"] = "easy"
+    seed: int = Field(0, ge=0)
+    scenes: int = Field(3, ge=1)
+    val_scenes: int | None = Field(None, ge=0)
+    """The last so many scenes are listed as `val` in splits.json; by default a quarter, at least one of two."""
+    keyframes: int = Field(10, ge=2)
+    width: int = Field(352, ge=32)
+    height: int = Field(198, ge=18)
+    cameras: tuple[str, ...] = NUSCENES_CAMERAS
+    manoeuvres: tuple[Manoeuvre, ...] = ("straight", "turn_left", "stop", "turn_right", "follow")
+    """The ego car's manoeuvre, taken in turn by scene index."""
+    truth: bool = True
+    lidar_beams: int = Field(32, ge=1)
+    lidar_azimuths: int = Field(1084, ge=8)
+    jpeg_quality: int = Field(93, ge=1, le=100)
+    difficulty: Difficulty | None = None
+    """Overrides the preset's numbers as a whole."""
+    threads: int | None = Field(None, ge=1)
+    """Rendering threads; all cores by default. Does not change a byte of the output."""
+
+    @property
+    def level(self) -> Difficulty:
+        """The numbers in force."""
+        return self.difficulty if self.difficulty is not None else PRESETS[self.preset]
+
+    @property
+    def validation_count(self) -> int:
+        """How many scenes, the last ones, are for validation."""
+        if self.val_scenes is not None:
+            return min(self.val_scenes, self.scenes)
+        return 0 if self.scenes == 1 else max(1, self.scenes // 4)
