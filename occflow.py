@@ -29,6 +29,7 @@ KNOWN_ERRORS = {
     "storage.errors:StoreError": 1,
     "model.checkpoint:CheckpointError": 1,
     "train.checkpoint:CheckpointError": 1,
+    "eval.rules:EvaluationError": 2,
     "pipelines.prefect_home:PrefectError": 1,
     "occflow:CommandError": 2,
 }
@@ -100,6 +101,7 @@ def names(text: str | None) -> tuple[str, ...] | None:
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=c (repeatable).")]
 ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
+ThresholdOption = Annotated[float | None, typer.Option(help="Occupied where sdf <= this many metres.")]
 
 
 @app.command()
@@ -246,16 +248,23 @@ def train(
 @app.command("eval")
 @verb
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder (model.safetensors and config.yaml).")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder (model.safetensors and model.yaml).")],
     store: Annotated[Path, typer.Argument(help="The cue store; its truth store lies beside it.")],
     scenes: ScenesOption = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of results and report.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="geometry or semantickitti; default by the truth.")] = None,
+    threshold: ThresholdOption = None,
+    sweep: Annotated[bool, typer.Option(help="RayIoU at nine thresholds too.")] = False,
+    keyframes: Annotated[int | None, typer.Option(min=1, help="At most so many, evenly spaced.")] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Keyframes drawn in the report.")] = 3,
 ) -> None:
     """Metrics by protocol, as JSON, a table and a page."""
-    from occflow_demo import evaluate_checkpoint
+    from occflow_demo import evaluate_checkpoint, show_evaluation
 
     folder = out_dir or checkpoint / "eval"
-    evaluate_checkpoint(checkpoint, store, names(scenes), folder, out)
+    options = {"protocol": protocol, "threshold": threshold, "keyframes": keyframes}
+    show_evaluation(evaluate_checkpoint(checkpoint, store, names(scenes), folder, out, pictures, sweep, **options), out)
+    say(f"{folder / 'results.json'}, {folder / 'report.html'}")
     say(f"next: open {folder / 'report.html'}, or occflow predict {checkpoint} {store}")
 
 
@@ -266,6 +275,8 @@ def predict(
     store: Annotated[Path, typer.Argument(help="A store; images, calibration and poses are enough.")],
     scenes: ScenesOption = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where labels and pictures go.")] = None,
+    threshold: ThresholdOption = None,
+    pictures: Annotated[bool, typer.Option(help="Draw every keyframe, as <scene>/<token>/pictures.png.")] = False,
 ) -> None:
     """Occupancy and flow of every keyframe, as <scene>/<token>/labels.npz."""
     from eval.predict import Predictor
@@ -273,9 +284,16 @@ def predict(
     from storage.reader import StoreReader
 
     folder = out_dir or checkpoint / "predictions"
-    predictor = Predictor(load_model(checkpoint), StoreReader(store))
+    predictor = Predictor(load_model(checkpoint), StoreReader(store), threshold=threshold)
     wanted = names(scenes) or predictor.reader.scenes()
-    count = sum(1 for scene in wanted for _ in predictor.run(scene, folder))
+    count = 0
+    for scene in wanted:
+        for path in predictor.run(scene, folder):
+            count += 1
+            if pictures:
+                from eval.sheet import draw_prediction
+
+                draw_prediction(predictor, scene, path.parent)
     say(f"{count} keyframes, occupied where sdf <= {predictor.threshold:g} m -> {folder}")
     say(f"next: occflow eval {checkpoint} {store}")
 

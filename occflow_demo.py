@@ -15,7 +15,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-TRAIN_SCENES, HELD_OUT_SCENES, KEYFRAMES = 8, 3, 10
 STAGES = ("untrained", "stage1", "stage2")
 METRICS = {
     "rayiou_geometry": "RayIoU",
@@ -25,6 +24,20 @@ METRICS = {
     "flow_epe_dynamic": "flow error (moving) m/s",
 }
 """Figures of results.json and their headings."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a demo is: its log, and what it overrides in the `demo` presets of cues and training."""
+
+    training_scenes: int = 8
+    held_out_scenes: int = 3
+    keyframes: int = 10
+    synth: dict[str, Any] = field(default_factory=dict)
+    cues: dict[str, Any] = field(default_factory=dict)
+    train: tuple[str, ...] = ()
+
+
 _OUTPUTS = ("log", "store.zarr", "store.truth.zarr", "train", "eval", "results.json", "report.html", "seconds.json")
 
 
@@ -50,7 +63,7 @@ class Stopwatch:
             self.path.write_text(json.dumps(self.seconds))
 
 
-def run(folder: Path, console: Console, fresh: bool = False) -> dict[str, Any]:
+def run(folder: Path, console: Console, fresh: bool = False, size: Size | None = None) -> dict[str, Any]:
     """Everything under `folder`; what an earlier run finished is kept. Returns what results.json holds."""
     if fresh:
         for name in _OUTPUTS:
@@ -58,9 +71,10 @@ def run(folder: Path, console: Console, fresh: bool = False) -> dict[str, Any]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     watch = Stopwatch(folder / "seconds.json")
-    training, held_out = make_log(folder / "log", watch, console)
-    labels = make_cues(folder, watch, console)
-    train_stages(folder, training, watch, console)
+    size = size or Size()
+    training, held_out = make_log(folder / "log", size, watch, console)
+    labels = make_cues(folder, size, watch, console)
+    train_stages(folder, training, size, watch, console)
     figures = evaluate_stages(folder, held_out, watch, console)
     results = {**figures, "labels": labels, "seconds": {k: round(v, 1) for k, v in watch.seconds.items()}}
     (folder / "results.json").write_text(json.dumps(results, indent=1))
@@ -75,32 +89,26 @@ def say(console: Console, line: str) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
-def make_log(folder: Path, watch: Stopwatch, console: Console) -> tuple[list[str], list[str]]:
-    """Write the synthetic log unless it is there whole; names of training and of held-out scenes."""
+def make_log(folder: Path, size: Size, watch: Stopwatch, console: Console) -> tuple[list[str], list[str]]:
+    """Write what is missing of the synthetic log; names of training and of held-out scenes."""
     from pipelines.datasets.nuscenes import NuScenesLog
 
-    done = folder / "written.json"
-    wanted = {
-        "scenes": TRAIN_SCENES + HELD_OUT_SCENES,
-        "val_scenes": HELD_OUT_SCENES,
-        "keyframes": KEYFRAMES,
-    }
-    if not done.exists() or json.loads(done.read_text()) != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
-        with watch.part("synth"):
-            write_synthetic_log(folder, "nuscenes", wanted, console)
-        done.write_text(json.dumps(wanted))
+    scenes = size.training_scenes + size.held_out_scenes
+    wanted = {"scenes": scenes, "val_scenes": size.held_out_scenes, "keyframes": size.keyframes}
+    with watch.part("synth"):
+        write_synthetic_log(folder, "nuscenes", wanted | size.synth, console)
     log = NuScenesLog(folder)
     return log.scene_names("train"), log.scene_names("val")
 
 
-def make_cues(folder: Path, watch: Stopwatch, console: Console) -> dict[str, Any]:
+def make_cues(folder: Path, size: Size, watch: Stopwatch, console: Console) -> dict[str, Any]:
     """Extract every cue by the Prefect flow; the labels' quality against the exact truth, all scenes pooled."""
     from pipelines.config import load_config
     from pipelines.console import extract_shown, show_report
     from pipelines.plan import plan
 
-    config = load_config("demo", {"dataset.root": folder / "log", "store": folder / "store.zarr"})
+    paths = {"dataset.root": folder / "log", "store": folder / "store.zarr"}
+    config = load_config("demo", paths | size.cues)
     if plan(config).open:
         with watch.part("cues"):
             report = extract_shown(config, None, None, console)
@@ -146,14 +154,14 @@ def _find(figures: dict[str, Any], key: str) -> dict[str, float] | None:
     return None
 
 
-def train_stages(folder: Path, scenes: list[str], watch: Stopwatch, console: Console) -> None:
+def train_stages(folder: Path, scenes: list[str], size: Size, watch: Stopwatch, console: Console) -> None:
     """Both stages; what is trained already stays."""
     from train.checkpoint import find_checkpoint, load_state
     from train.config import load_config
     from train.loop import train
 
     names = f"data.scenes={json.dumps(scenes)}"
-    config = load_config("demo", [f"store={folder / 'store.zarr'}", f"out={folder / 'train'}", names])
+    config = load_config("demo", [f"store={folder / 'store.zarr'}", f"out={folder / 'train'}", names, *size.train])
     last = find_checkpoint(folder / "train" / STAGES[-1])
     if last is not None and load_state(last).finished:
         return
@@ -174,7 +182,8 @@ def evaluate_stages(folder: Path, scenes: list[str], watch: Stopwatch, console: 
         weights = checkpoint / "model.safetensors"
         if not written.exists() or written.stat().st_mtime < weights.stat().st_mtime:
             with watch.part("eval"):
-                evaluate_checkpoint(checkpoint, folder / "store.zarr", tuple(scenes), kept, console)
+                pictures = 3 if stage == STAGES[-1] else 0
+                evaluate_checkpoint(checkpoint, folder / "store.zarr", tuple(scenes), kept, console, pictures)
         evaluations[stage] = json.loads(written.read_text())
     shutil.copyfile(folder / "eval" / STAGES[-1] / "report.html", folder / "report.html")
     return {
@@ -184,20 +193,50 @@ def evaluate_stages(folder: Path, scenes: list[str], watch: Stopwatch, console: 
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, store: Path, scenes: tuple[str, ...] | None, folder: Path, console: Console
+    checkpoint: Path,
+    store: Path,
+    scenes: tuple[str, ...] | None,
+    folder: Path,
+    console: Console,
+    pictures: int = 0,
+    sweep: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Metrics of a checkpoint on scenes of a store; writes results.json and report.html into `folder`."""
-    from eval.evaluate import evaluate
+    """Metrics of a checkpoint on scenes of a store; writes results.json, and report.html with `pictures` keyframes
+    drawn, into `folder`. `options` are those of `eval.evaluate.evaluate`."""
+    from eval.evaluate import SWEEP, evaluate
+    from eval.pictures import draw_examples
     from eval.report import write_report
     from model.checkpoint import load_model
 
     folder.mkdir(parents=True, exist_ok=True)
-    results = evaluate(load_model(checkpoint), store, scenes)
-    write_report(results, folder / "report.html")
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    model, thresholds = load_model(checkpoint), SWEEP if sweep else ()
+    results = evaluate(model, store, scenes, checkpoint=checkpoint, sweep=thresholds, console=console, **options)
+    drawn = draw_examples(model, store, scenes, pictures, threshold=results["threshold_m"]) if pictures else []
+    write_report(results, folder / "report.html", drawn)
+    (folder / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
     figures = ", ".join(f"{METRICS[key]} {value:.3f}" for key, value in _figures(results).items())
     say(console, f"{checkpoint}: {figures} -> {folder}")
     return results
+
+
+def show_evaluation(results: dict[str, Any], console: Console) -> None:
+    """The chief figures of one evaluation beside their baselines, the sweep, and what was not computed."""
+    from eval.report import verdicts
+
+    table = Table("", "network", "baseline", "", box=None)
+    for verdict in verdicts(results):
+        value, baseline = ("–" if v is None else f"{v:.3f}" for v in (verdict["value"], verdict["baseline"]))
+        against = f"{verdict['against']}, {'higher' if verdict['higher'] else 'lower'} is better"
+        table.add_row(f"{verdict['name']} {verdict['unit']}".strip(), value, baseline, against)
+    console.print(table)
+    for row in results.get("sweep", []):
+        say(
+            console,
+            f"sdf <= {row['threshold_m']:g} m: RayIoU {row['rayiou']:.3f}, off ground {row['rayiou_nonground']:.3f}",
+        )
+    for line in [*results["not_computed"], *results["notes"]]:
+        say(console, line)
 
 
 def _figures(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -217,7 +256,7 @@ def write_synthetic_log(folder: Path, dataset: str, values: dict[str, Any], cons
     except ValidationError as error:
         raise ConfigError(explain(error, SynthConfig, "synth")) from None
     started = time.perf_counter()
-    write_log(folder, config, dataset=dataset)
+    write_log(folder, config, dataset=dataset, console=console)
     say(
         console,
         f"{config.scenes} scenes of {config.keyframes} keyframes, {time.perf_counter() - started:.0f} s -> {folder}",

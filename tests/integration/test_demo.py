@@ -1,4 +1,4 @@
-"""The parts of the demo that stand alone: its stopwatch, and the label figures it reads from commit records."""
+"""The demo at a tiny size, the whole way; and its parts that stand alone."""
 
 import json
 import time
@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from occflow_demo import Stopwatch, label_figures
+from occflow_demo import Size, Stopwatch, label_figures, run
 from pipelines.config import CuesConfig
 from pipelines.extract import extract_log
 
@@ -43,3 +44,42 @@ def test_label_figures_pool_blocks_by_their_counts(cues_config: Callable[..., Cu
     assert figures["flow_next"]["warp_error"]["count"] == count
     assert figures["flow_next"]["warp_error"]["value"] == pytest.approx(mean)
     assert figures["lidar"]["points"] == 2 * (50 + 52 + 54 + 56)
+
+
+TINY = Size(
+    training_scenes=1,
+    held_out_scenes=1,
+    keyframes=3,
+    synth={"width": 176, "height": 99, "lidar_beams": 16, "lidar_azimuths": 360},
+    cues={"sizes.network": [32, 88], "sizes.render": [32, 88]},
+    train=(
+        "model.grid.voxel=1.6", "rays.grid=[8,22]", "rays.lidar=256", "loss.eikonal_samples=512",
+        "model.render.samples=16", "stage1.max_steps=3", "stage2.max_steps=3", "run.progress=false",
+    ),
+)  # fmt: skip
+
+
+def test_the_whole_way_and_again(tmp_path: Path) -> None:
+    """Log, cues, both stages, evaluation, report; what results.json promises; and a second run that redoes nothing."""
+    console = Console(record=True, width=160)
+    results = run(tmp_path, console, size=TINY)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert set(written["stages"]) == {"untrained", "stage1", "stage2"}
+    for figures in written["stages"].values():
+        assert {"rayiou_geometry", "rayiou_nonground", "abs_rel", "flow_epe_dynamic"} <= set(figures)
+        assert 0 <= figures["rayiou_geometry"] <= 1
+    assert {"rayiou_geometry", "rayiou_nonground"} <= set(written["baselines"]["flat_ground"])
+    assert "flow_epe_dynamic" in written["baselines"]["zero_flow"]
+    assert {"flow_epe", "mask_iou"} <= set(written["labels"])
+    assert set(written["seconds"]) == {"synth", "cues", "train", "eval"}
+    assert "<html" in (tmp_path / "report.html").read_text()[:200]
+    assert "stage2" in console.export_text()
+
+    def stamps() -> dict[Path, int]:
+        kept = [*(tmp_path / "train").rglob("*.safetensors"), *(tmp_path / "store.zarr" / "commits").glob("*.json")]
+        return {path: path.stat().st_mtime_ns for path in [*kept, *(tmp_path / "log" / "samples").rglob("*.jpg")]}
+
+    before = stamps()
+    assert len(before) > 30
+    assert run(tmp_path, Console(quiet=True), size=TINY)["stages"] == results["stages"]
+    assert stamps() == before

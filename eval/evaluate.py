@@ -1,0 +1,116 @@
+"""Runs a network over keyframes of a store and says how good it is, with baselines, protocol and provenance."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from eval.frames import TruthSource, chosen_keyframes, open_truth
+from eval.predict import Predictor
+from eval.results import provenance, summary
+from eval.rules import EvaluationError, Rules, rules_for
+from eval.tally import Tally
+from model.network import OccFlow
+from storage.reader import StoreReader
+from storage.truth import TruthReader
+
+ItemT = TypeVar("ItemT")
+
+SWEEP = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+"""Occupancy thresholds, metres, that are worth a look."""
+
+
+def evaluate(
+    model: OccFlow,
+    store: str | Path,
+    scenes: Sequence[str] | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    protocol: str | None = None,
+    threshold: float | None = None,
+    sweep: Sequence[float] = (),
+    keyframes: int | None = None,
+    workers: int = 2,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """All figures of a network on scenes of a store, as plain types that JSON can hold (None where not a number).
+
+    Args:
+        store: the cue store; its truth store is looked for beside it, and without one only depth is measured.
+        scenes: default all.
+        checkpoint: where the network came from; named in the result.
+        protocol: of RayIoU; default by the truth's grid (see `rules_for`).
+        threshold: occupied where sdf <= this many metres; default the network's own.
+        sweep: further thresholds at which RayIoU is computed.
+        keyframes: at most so many, evenly spaced; default all.
+        workers: threads that cast rays.
+        console: shows a progress bar.
+
+    Returns:
+        See `eval.results.summary`.
+
+    Raises:
+        EvaluationError: a protocol that this network cannot be measured by, or nothing to evaluate.
+        StoreError: no store, or a scene or image that is not committed.
+    """
+    started = time.perf_counter()
+    reader, truth = StoreReader(store), open_truth(Path(store))
+    rules = _rules(model, reader, truth, protocol)
+    predictor = Predictor(model, reader, rules.grid, threshold)
+    source, tally = TruthSource(reader, truth), Tally(rules, reader, sweep, workers)
+    frames = chosen_keyframes(reader, scenes, predictor.queue_length, keyframes)
+    for scene, t in progress(frames, "evaluate", console):
+        prediction = predictor.predict(scene, t)
+        tally.add_volume(prediction, source.at(scene, t))
+        tally.add_depth(model.renderer, prediction, scene, t)
+    return {
+        **summary(tally),
+        **provenance(predictor, checkpoint, truth, frames),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def choose_threshold(
+    model: OccFlow,
+    store: str | Path,
+    scenes: Sequence[str] | None,
+    candidates: Sequence[float],
+    *,
+    keyframes: int = 6,
+    workers: int = 2,
+) -> float:
+    """The candidate (metres) with the best RayIoU on a few evenly spaced keyframes; the lower one on a tie.
+
+    Meant for training scenes: chosen on the scenes that are then evaluated it flatters the figure.
+
+    Raises:
+        EvaluationError: no candidate, or no occupancy truth to choose by.
+    """
+    reader, truth = StoreReader(store), open_truth(Path(store))
+    rules = _rules(model, reader, truth)
+    if not candidates or not rules.classes:
+        raise EvaluationError(f"{store}: a threshold is chosen from candidates by occupancy truth: one is missing")
+    predictor, source = Predictor(model, reader, rules.grid), TruthSource(reader, truth)
+    tally = Tally(rules, reader, sorted(candidates), workers)
+    for scene, t in chosen_keyframes(reader, scenes, predictor.queue_length, keyframes):
+        tally.add_sweep(predictor.predict(scene, t), source.at(scene, t))
+    scores = {threshold: metric.compute().rayiou for threshold, metric in tally.sweep.items()}
+    if not np.isfinite(list(scores.values())).all():
+        raise EvaluationError(f"{store}: none of the chosen keyframes has occupancy truth; name other scenes")
+    return max(scores, key=lambda threshold: scores[threshold])
+
+
+def _rules(model: OccFlow, reader: StoreReader, truth: TruthReader | None, protocol: str | None = None) -> Rules:
+    attributes = None if truth is None else truth.attributes
+    return rules_for(attributes, reader.attributes.dataset, model.config.grid.build(), protocol)
+
+
+def progress(items: Sequence[ItemT], label: str, console: Console | None) -> Iterator[ItemT]:
+    """The items, with a bar on the console when there is one."""
+    with nullcontext() if console is None else Progress(console=console, transient=True) as bar:
+        yield from items if bar is None else bar.track(items, description=label)

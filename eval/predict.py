@@ -1,0 +1,158 @@
+"""From a network and a store to occupancy and velocity per keyframe, on the grid that truth is given on."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from geometry.grid import KITTI_GRID, NUSCENES_GRID, VoxelGrid
+from model.fields import Fields, FrameInput
+from model.network import OccFlow
+from storage.queue import queue_arrays
+from storage.reader import StoreReader
+
+FREE, UNKNOWN = 16, 255
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about one keyframe, in its ego frame.
+
+    occupied: bool (X, Y, Z). flow: float32 (X, Y, Z, 2), horizontal object velocity in m/s, everywhere (also in free
+    voxels). sdf: float32 (X, Y, Z) metres, or None for predictions that have none. inside: where the network's own box
+    covers this grid, None: everywhere. fields: the network's own output, for rendering.
+    """
+
+    occupied: Bool[np.ndarray, "x y z"]
+    flow: Float32[np.ndarray, "x y z 2"]
+    sdf: Float32[np.ndarray, "x y z"] | None = None
+    inside: Bool[np.ndarray, "x y z"] | None = None
+    fields: Fields | None = None
+
+    def occupied_at(self, threshold: float) -> Bool[np.ndarray, "x y z"]:
+        """Occupancy at another threshold, metres. Raises ValueError without sdf."""
+        if self.sdf is None:
+            raise ValueError("this prediction has no sdf: it is occupied where it is, at no other threshold")
+        inside = np.ones(self.sdf.shape, dtype=bool) if self.inside is None else self.inside
+        return occupy(self.sdf, inside, threshold)
+
+
+def evaluation_grid(model_grid: VoxelGrid, truth: Any | None = None) -> VoxelGrid:
+    """The grid of the truth store's attributes `occupancy_grid`, else the data set's that the model's box is.
+
+    Falls back on the model's own grid where neither is known.
+    """
+    if truth is not None:
+        lower, upper, shape = (truth[key] for key in ("lower", "upper", "shape"))
+        return VoxelGrid(tuple(lower), tuple(upper), tuple(int(n) for n in shape))  # type: ignore[arg-type]
+    for grid in (NUSCENES_GRID, KITTI_GRID):
+        if np.allclose((grid.lower, grid.upper), (model_grid.lower, model_grid.upper)):
+            return grid
+    return model_grid
+
+
+def frame_input(arrays: dict[str, np.ndarray], device: torch.device | str = "cpu") -> FrameInput:
+    """A batch of one from `storage.queue.queue_arrays`."""
+    names = ("images", "K", "ref_from_cam", "current_from_ref", "camera_valid")
+    return FrameInput(*(torch.from_numpy(arrays[name])[None].to(device) for name in names))
+
+
+def on_grid(
+    fields: Fields, grid: VoxelGrid
+) -> tuple[Float32[np.ndarray, "x y z"], Float32[np.ndarray, "x y z 2"], Bool[np.ndarray, "x y z"]]:
+    """SDF (metres) and flow (metres per keyframe interval) at the centres of another grid, and where that lies inside
+    the fields' own box. Trilinear; first batch element."""
+    if fields.grid == grid:
+        inside = np.ones(grid.shape, dtype=bool)
+        return _numpy(fields.sdf[0]), _numpy(fields.flow[0]), inside
+    centres = torch.from_numpy(grid.centres()).to(fields.sdf)
+    sdf, flow = fields.sdf_at(centres[None])[0], fields.flow_at(centres[None])[0]
+    return _numpy(sdf), _numpy(flow), _numpy(fields.grid.contains(centres)).astype(bool)
+
+
+def occupy(
+    sdf: Float[np.ndarray, "x y z"], inside: Bool[np.ndarray, "x y z"], threshold: float
+) -> Bool[np.ndarray, "x y z"]:
+    """Occupied where sdf <= threshold (metres) inside the predicted box; a voxel whose sdf is nan is free."""
+    return (sdf <= threshold) & inside
+
+
+class Predictor:
+    """Runs a network over the keyframes of a store.
+
+    Args:
+        model: in any mode; it is put into evaluation mode.
+        reader: the cue store; only images, calibration and poses are read.
+        grid: of the output; default as `evaluation_grid` says.
+        threshold: occupied where sdf <= this many metres; default the model's `occupancy_threshold`.
+    """
+
+    def __init__(
+        self, model: OccFlow, reader: StoreReader, grid: VoxelGrid | None = None, threshold: float | None = None
+    ) -> None:
+        self.model, self.reader = model.eval(), reader
+        self.grid = grid or evaluation_grid(model.config.grid.build())
+        self.threshold = model.config.occupancy_threshold if threshold is None else threshold
+        self.device = next(model.parameters()).device
+        fusion = model.config.fusion
+        self.queue_length = 1 if fusion.kind == "none" else fusion.history + 1
+
+    @torch.no_grad()
+    def fields(self, scene: str, t: int) -> Fields:
+        """The network's output at keyframe `t`. Raises CueMissing without images."""
+        arrays = queue_arrays(self.reader.scene(scene), t, self.queue_length)
+        return self.model(frame_input(arrays, self.device))
+
+    def predict(self, scene: str, t: int) -> Prediction:
+        """Occupancy and velocity at keyframe `t`."""
+        fields = self.fields(scene, t)
+        sdf, flow, inside = on_grid(fields, self.grid)
+        velocity = (flow / self.reader.attributes.keyframe_interval_s).astype(np.float32)
+        return Prediction(occupy(sdf, inside, self.threshold), velocity, sdf, inside, fields)
+
+    def run(self, scene: str, out: Path) -> Iterator[Path]:
+        """Predict every keyframe of a scene and save it; yields each file once it is complete on disk.
+
+        A keyframe whose own and earlier images are all missing is skipped.
+        """
+        table = self.reader.scene(scene).table
+        for t in range(table.length):
+            first = max(0, t - self.queue_length + 1)
+            if table.camera_valid[first : t + 1].any():
+                yield save_prediction(self.predict(scene, t), self.grid, self.threshold, out / scene / table.tokens[t])
+
+
+def save_prediction(prediction: Prediction, grid: VoxelGrid, threshold: float, folder: Path) -> Path:
+    """Write `labels.npz` in OpenOcc's layout plus what the network adds; whole or not at all.
+
+    Keys: semantics u8 (X, Y, Z), 16 = free, 255 = occupied, class unknown; flow f16 (X, Y, Z, 2) m/s, zero in free
+    voxels; occupancy u8; sdf f16 metres where there is one; threshold, lower, upper in metres.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {
+        "semantics": np.where(prediction.occupied, UNKNOWN, FREE).astype(np.uint8),
+        "flow": np.where(prediction.occupied[..., None], prediction.flow, 0).astype(np.float16),
+        "occupancy": prediction.occupied.astype(np.uint8),
+        "threshold": np.float32(threshold),
+        "lower": np.array(grid.lower, dtype=np.float32),
+        "upper": np.array(grid.upper, dtype=np.float32),
+    }
+    if prediction.sdf is not None:
+        arrays["sdf"] = prediction.sdf.astype(np.float16)
+    path, temporary = folder / "labels.npz", folder / f".labels.{os.getpid()}.npz"
+    try:
+        np.savez_compressed(temporary, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()

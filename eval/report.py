@@ -1,0 +1,214 @@
+"""One self-contained page about an evaluation: figures beside their baselines, what they mean, and pictures."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from eval.page import GLOSSARY, PAGE, PICTURES, Row, image, number, section, table
+from eval.pictures import KeyframePictures, VolumePictures
+from eval.sheet import camera_table, depth_legend, height_legend, motion_legend
+
+_SCENES = 12
+"""Scenes that are named; results.json has all."""
+
+
+def write_report(results: dict[str, Any], path: str | Path, pictures: Sequence[KeyframePictures] = ()) -> Path:
+    """Write the page of an evaluation (`eval.evaluate.evaluate`) with the pictures of a few of its keyframes.
+
+    Images are embedded, nothing is loaded from elsewhere: the file can be mailed. Returns `path`.
+    """
+    parts = [
+        cards(results),
+        remarks(results),
+        section("How it is measured", table(("", ""), protocol_rows(results))),
+        per_class(results),
+        depth_table(results),
+        sweep_table(results),
+        picturesection(pictures),
+        section("Where it comes from", table(("", ""), provenance_rows(results))),
+    ]
+    page = Template(PAGE).substitute(
+        title=html.escape(f"Occupancy and flow: {results.get('checkpoint') or 'a network'}"),
+        lead=html.escape(
+            f"{results['keyframes']} keyframes of {len(results['scenes'])} scenes of {results['dataset']}, "
+            f"occupied where the signed distance is at most {results['threshold_m']:g} m."
+        ),
+        body="\n".join(part for part in parts if part),
+    )
+    path = Path(path)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def verdicts(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chief figures: name, value, unit, baseline's name and value, whether higher is better, what it says."""
+    protocol = results["protocol"]
+    flat, still = (results["baselines"].get(name, {}) for name in ("flat_ground", "zero_flow"))
+    named = [
+        (f"rayiou_{protocol}", f"RayIoU, {protocol}", "", "flat ground", flat, True),
+        ("rayiou_nonground", "RayIoU, off the ground", "", "flat ground", flat, True),
+        ("mave", "mAVE", "m/s", "zero flow", still, False),
+        ("flow_epe_dynamic", "flow error, moving", "m/s", "zero flow", still, False),
+        ("abs_rel", "depth, Abs Rel", "", "flat ground", flat, False),
+    ]
+    return [
+        {
+            "key": key,
+            "name": name,
+            "unit": unit,
+            "value": results.get(key),
+            "against": against,
+            "baseline": base.get(key),
+            "higher": higher,
+            "meaning": GLOSSARY[key if key in GLOSSARY else "rayiou"],
+        }
+        for key, name, unit, against, base, higher in named
+    ]
+
+
+def better(verdict: dict[str, Any]) -> bool | None:
+    """Whether the figure beats its baseline; None where either is missing."""
+    value, baseline = verdict["value"], verdict["baseline"]
+    if value is None or baseline is None:
+        return None
+    return value > baseline if verdict["higher"] else value < baseline
+
+
+def cards(results: dict[str, Any]) -> str:
+    """The strip of chief figures beside their baselines."""
+    parts = []
+    for verdict in verdicts(results):
+        state = {True: "good", False: "bad", None: "open"}[better(verdict)]
+        arrow = "Higher is better." if verdict["higher"] else "Lower is better."
+        compared = f"{verdict['against']}: {number(verdict['baseline'])}" if verdict["baseline"] is not None else ""
+        parts.append(
+            f'<div class="card {state}"><h3>{html.escape(verdict["name"])}</h3>'
+            f'<p class="value">{number(verdict["value"])}<span> {verdict["unit"]}</span></p>'
+            f'<p class="against">{compared}</p><p class="meaning">{html.escape(verdict["meaning"])} {arrow}</p></div>'
+        )
+    return f'<div class="cards">{"".join(parts)}</div>'
+
+
+def remarks(results: dict[str, Any]) -> str:
+    """What was not computed and why, and other remarks; nothing when there are none."""
+    lines = [f"Not computed: {line}." for line in results["not_computed"]] + [f"{line}." for line in results["notes"]]
+    return "".join(f'<p class="note">{html.escape(line)}</p>' for line in lines)
+
+
+def protocol_rows(results: dict[str, Any]) -> list[Row]:
+    """How the figures are defined."""
+    rows: list[Row] = [("RayIoU protocol", f"{results['protocol']}: {results['protocol_description']}")]
+    found = results.get("rayiou")
+    if found is not None:
+        thresholds = ", ".join(f"{number(value)} at {name}" for name, value in found["per_threshold"].items())
+        rows.append(("RayIoU by distance", thresholds))
+        rows.append(("averaging", f"{found['averaging']}; mean over classes: {number(found['per_class_mean'])}"))
+        rows.append(("counted", f"{found['rays']:,} rays of {found['frames']} keyframes"))
+    velocity = results.get("velocity")
+    if velocity is not None:
+        rows.append(("mAVE", f"class from the {velocity['class_source']}, true positives within 2 m"))
+        rows.append(("mAVE, unmasked (legacy form)", f"{number(velocity['mave_unmasked_legacy'])} m/s"))
+    if results.get("recall_dynamic") is not None:
+        rows.append(("moving voxels found", number(results["recall_dynamic"])))
+        rows.append(("false speed of parked things", f"{number(results['false_flow_parked'])} m/s"))
+    height, width = results["depth_size"]
+    scaling = "with" if results["depth"]["median_scaling"] else "without"
+    rows.append(("depth", f"against LiDAR on {width}x{height} pixels, 0.1 to 80 m, {scaling} median scaling"))
+    return rows
+
+
+def per_class(results: dict[str, Any]) -> str:
+    """RayIoU and velocity error by the truth's classes."""
+    found = results.get("rayiou", {}).get("per_class")
+    if not found:
+        return ""
+    speeds = results.get("velocity", {}).get("per_class", {})
+    moving = results.get("dynamic_flow", {}).get("per_class", {})
+    rows = [
+        (
+            name.replace("_", " "),
+            row["gt"],
+            row["rayiou"],
+            speeds.get(name, {}).get("ave"),
+            speeds.get(name, {}).get("ave_zero_flow"),
+            moving.get(name, {}).get("epe"),
+            moving.get(name, {}).get("recall"),
+        )
+        for name, row in sorted(found.items(), key=lambda item: -item[1]["gt"])
+    ]
+    heads = ("class", "rays", "RayIoU", "AVE m/s", "AVE, zero flow", "flow error, moving m/s", "moving found")
+    return section("By class", table(heads, rows))
+
+
+def depth_table(results: dict[str, Any]) -> str:
+    """The seven figures of depth."""
+    depth = results["depth"]
+    if not depth["images"]:
+        return ""
+    names = ("abs_rel", "sq_rel", "rmse", "rmse_log", "delta_1.25", "delta_1.25^2", "delta_1.25^3")
+    heads = ("Abs Rel", "Sq Rel", "RMSE m", "RMSE log", "δ < 1.25", "δ < 1.25²", "δ < 1.25³", "pixels", "not rendered")
+    row = (*(depth[name] for name in names), depth["pixels"], depth["pixels_without_prediction"])
+    return section("Depth against LiDAR", table(heads, [row]))
+
+
+def sweep_table(results: dict[str, Any]) -> str:
+    """RayIoU by occupancy threshold, where it was asked for."""
+    rows = [(f"{r['threshold_m']:g}", r["rayiou"], r["rayiou_nonground"]) for r in results.get("sweep", [])]
+    if not rows:
+        return ""
+    return section("By occupancy threshold", table(("sdf at most, m", "RayIoU", "off the ground"), rows))
+
+
+def provenance_rows(results: dict[str, Any]) -> list[Row]:
+    """Store, checkpoint and the rest."""
+    grid, more = results["grid"], len(results["scenes"]) - _SCENES
+    box = f"{'x'.join(map(str, grid['shape']))} voxels, {_three(grid['lower'])} to {_three(grid['upper'])} m"
+    return [
+        ("store", results["store"]),
+        ("truth", results["truth"] or "none"),
+        ("checkpoint", results["checkpoint"] or "not named"),
+        ("weights", results["weights_digest"] or "not named"),
+        ("configuration", results["config_digest"]),
+        ("scenes", ", ".join(results["scenes"][:_SCENES]) + (f" and {more} more" if more > 0 else "")),
+        ("grid", box),
+        ("seconds", f"{results['seconds']:g}"),
+    ]
+
+
+def picturesection(pictures: Sequence[KeyframePictures]) -> str:
+    """The pictures of some keyframes with their legends."""
+    if not pictures:
+        return ""
+    legends = [depth_legend(), height_legend(pictures[0].height_range), motion_legend()]
+    strip = "".join(image(legend, "legend") for legend in legends)
+    return section("Pictures", f'{PICTURES}<div class="legends">{strip}</div>' + "".join(map(keyframe, pictures)))
+
+
+def keyframe(pictures: KeyframePictures) -> str:
+    """One keyframe: its cameras, then the predicted volume and the true one."""
+    volumes = volume_row("prediction", pictures.predicted)
+    if pictures.truth is not None:
+        volumes += volume_row("truth", pictures.truth)
+    title = html.escape(f"Scene {pictures.scene}, keyframe {pictures.t}")
+    cameras = image(camera_table(pictures), "cameras", photo=True) if pictures.cameras else ""
+    return f"<h3>{title}</h3>{cameras}{volumes}"
+
+
+def volume_row(name: str, volume: VolumePictures) -> str:
+    """Four pictures of a volume with captions."""
+    shown = {
+        f"{name}, colour: height": volume.height,
+        f"{name}, colour: motion": volume.motion,
+        "height, from above": volume.height_above,
+        "motion, from above": volume.motion_above,
+    }
+    figures = "".join(
+        f"<figure>{image(picture, text)}<figcaption>{text}</figcaption></figure>" for text, picture in shown.items()
+    )
+    return f'<div class="volumes">{figures}</div>'
+
+
+def _three(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"

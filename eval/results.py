@@ -1,0 +1,154 @@
+"""The figures of an evaluation as one plain dictionary, and what they were computed from."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.baselines import zero_flow
+from eval.mave import occ_score
+from eval.predict import Predictor
+from eval.tally import Tally
+from model.checkpoint import WEIGHTS_NAME
+from model.config import ModelConfig
+from storage.truth import TruthReader
+
+
+def summary(tally: Tally) -> dict[str, Any]:
+    """What a tally found.
+
+    Keys: `protocol` and its description; the chief figures `rayiou_<protocol>`, `rayiou_nonground`,
+    `occscore_<protocol>`, `mave` (m/s), `flow_epe_dynamic` (m/s), `recall_dynamic`, `false_flow_parked` (m/s),
+    `abs_rel`; `baselines` with such keys for `flat_ground` and `zero_flow`; the detail behind them in `rayiou`,
+    `velocity`, `dynamic_flow`, `depth`, `sweep`; `not_computed`, a line per missing group, and `notes`. None where a
+    figure does not exist.
+    """
+    protocol = tally.rules.protocol
+    detail = _detail(tally)
+    return plain(
+        {
+            "protocol": protocol.name,
+            "protocol_description": protocol.description,
+            **_chief(protocol.name, detail),
+            "baselines": _baselines(tally, detail),
+            "not_computed": _missing(tally),
+            "notes": _notes(tally),
+            **detail,
+        }
+    )
+
+
+def provenance(
+    predictor: Predictor, checkpoint: str | Path | None, truth: TruthReader | None, frames: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
+    """Where the figures come from: data set, store, checkpoint, digests, scenes, keyframes, grid and threshold."""
+    grid, reader = predictor.grid, predictor.reader
+    return plain(
+        {
+            "dataset": reader.attributes.dataset,
+            "store": str(reader.path),
+            "truth": None if truth is None else str(truth.path),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "weights_digest": None if checkpoint is None else weights_digest(checkpoint),
+            "config_digest": config_digest(predictor.model.config),
+            "scenes": list(dict.fromkeys(scene for scene, _ in frames)),
+            "keyframes": len(frames),
+            "threshold_m": predictor.threshold,
+            "grid": {"lower": list(grid.lower), "upper": list(grid.upper), "shape": list(grid.shape)},
+            "depth_size": list(reader.attributes.render_size),
+        }
+    )
+
+
+def config_digest(config: ModelConfig) -> str:
+    """First twelve hex digits of the SHA-256 of a network's configuration."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def weights_digest(checkpoint: str | Path) -> str | None:
+    """First twelve hex digits of the SHA-256 of a checkpoint's weights; None without such a file."""
+    path = Path(checkpoint) / WEIGHTS_NAME
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def plain(value: Any) -> Any:
+    """Numbers, strings, lists and dictionaries only; None for nan and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _detail(tally: Tally) -> dict[str, Any]:
+    found: dict[str, Any] = {"depth": tally.depth.compute()}
+    if not tally.measured:
+        return found
+    found["rayiou"] = tally.rayiou.compute().to_dict()
+    if tally.sweep:
+        results = {threshold: metric.compute() for threshold, metric in sorted(tally.sweep.items())}
+        found["sweep"] = [
+            {"threshold_m": threshold, "rayiou": result.rayiou, "rayiou_nonground": result.nonground}
+            for threshold, result in results.items()
+        ]
+    if tally.true_motion:
+        found["velocity"] = tally.velocity.compute().to_dict()
+        found["dynamic_flow"] = tally.dynamic.compute()
+    return found
+
+
+def _chief(protocol: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+    rayiou, velocity, dynamic = (detail.get(key, {}) for key in ("rayiou", "velocity", "dynamic_flow"))
+    scored = "rayiou" in rayiou and math.isfinite(velocity.get("mave", math.nan))
+    return {
+        f"rayiou_{protocol}": rayiou.get("rayiou"),
+        "rayiou_nonground": rayiou.get("nonground"),
+        f"occscore_{protocol}": occ_score(rayiou["rayiou"], velocity["mave"]) if scored else None,
+        "mave": velocity.get("mave"),
+        "flow_epe_dynamic": dynamic.get("flow_epe_dynamic"),
+        "recall_dynamic": dynamic.get("recall_dynamic"),
+        "false_flow_parked": dynamic.get("false_flow_parked"),
+        "abs_rel": detail["depth"]["abs_rel"],
+    }
+
+
+def _baselines(tally: Tally, detail: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {"abs_rel": tally.flat_depth.compute()["abs_rel"], "height_m": tally.ground}
+    if tally.measured and tally.flat is not None:
+        result = tally.flat_rayiou.compute()
+        flat |= {f"rayiou_{tally.rules.protocol.name}": result.rayiou, "rayiou_nonground": result.nonground}
+    return {"flat_ground": flat, "zero_flow": zero_flow(detail.get("velocity"), detail.get("dynamic_flow"))}
+
+
+def _missing(tally: Tally) -> list[str]:
+    lines = list(tally.rules.missing)
+    if tally.rules.classes and not tally.measured:
+        lines.append("no keyframe has both occupancy truth and LiDAR near it: no RayIoU, no velocity errors")
+    elif tally.rules.motion and not tally.true_motion:
+        lines.append("no voxel of the truth has a velocity: no mAVE, no flow error")
+    if not tally.depth.images:
+        lines.append("no LiDAR point in any camera (is the cue 'lidar' extracted?): no depth figures")
+    return lines
+
+
+def _notes(tally: Tally) -> list[str]:
+    lines = []
+    if tally.measured and tally.without_truth:
+        lines.append(
+            f"{tally.without_truth} of {tally.keyframes} keyframes have no occupancy truth and count for depth only"
+        )
+    if tally.nan_voxels:
+        lines.append(f"{tally.nan_voxels} predicted voxels are not a number: they count as free")
+    return lines

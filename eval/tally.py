@@ -1,0 +1,86 @@
+"""Everything that is counted of one network over the keyframes of a store, and of the baselines beside it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eval.baselines import flat_ground, flat_ground_depth, ground_height
+from eval.depth import DepthError
+from eval.frames import KeyframeTruth
+from eval.mave import DynamicFlow, VelocityError
+from eval.predict import Prediction
+from eval.rayiou import RayIoU, TruthRays
+from eval.rules import Rules
+from eval.views import lidar_views, rendered_depths
+from model.render import Renderer
+from storage.reader import StoreReader
+
+
+class Tally:
+    """Accumulators of one evaluation; feed it keyframe by keyframe.
+
+    Args:
+        rules: what to count.
+        reader: the cue store, for LiDAR and calibration.
+        sweep: occupancy thresholds, metres, at which RayIoU is computed besides.
+        workers: threads that cast rays.
+    """
+
+    def __init__(self, rules: Rules, reader: StoreReader, sweep: Sequence[float] = (), workers: int = 2) -> None:
+        self.rules, self.reader, self.workers = rules, reader, workers
+        self.depth, self.flat_depth = DepthError(), DepthError()
+        self.keyframes = self.without_truth = self.nan_voxels = 0
+        self.true_motion = False
+        self.ground = ground_height(reader.attributes.dataset)
+        self.sweep: dict[float, RayIoU] = {}
+        if rules.classes:
+            low, high = rules.grid.lower[2], rules.grid.upper[2]
+            self.flat = flat_ground(rules.grid, self.ground) if low <= self.ground < high else None
+            self.rayiou, self.flat_rayiou = self._rayiou(), self._rayiou()
+            self.sweep = {float(threshold): self._rayiou() for threshold in sweep}
+            self.velocity, self.dynamic = VelocityError(rules.classes), DynamicFlow(rules.classes)
+
+    @property
+    def measured(self) -> bool:
+        """Whether any keyframe had truth."""
+        return self.keyframes > self.without_truth
+
+    def _rayiou(self) -> RayIoU:
+        return RayIoU(self.rules.protocol, self.rules.grid, self.rules.classes, workers=self.workers)
+
+    def add_volume(self, prediction: Prediction, truth: KeyframeTruth | None) -> None:
+        """Count a keyframe's occupancy and velocity; one without truth is counted as such."""
+        self.keyframes += 1
+        if prediction.sdf is not None:
+            self.nan_voxels += int(np.isnan(prediction.sdf).sum())
+        if truth is None or not self.rules.classes:
+            self.without_truth += 1
+            return
+        rays = self.rayiou.truth_rays(truth.semantics, truth.origins)
+        hits = self.rayiou.update(rays, prediction.occupied)
+        if self.flat is not None:
+            self.flat_rayiou.update(rays, self.flat.occupied)
+        self._sweep(prediction, rays)
+        if self.rules.motion:
+            self.true_motion |= bool(truth.flow.any())
+            self.velocity.update(rays, hits, prediction.flow, truth.flow)
+            self.dynamic.update(prediction.occupied, prediction.flow, truth.semantics, truth.flow)
+
+    def add_sweep(self, prediction: Prediction, truth: KeyframeTruth | None) -> None:
+        """Count a keyframe's occupancy at the thresholds of the sweep alone."""
+        if truth is not None:
+            self._sweep(prediction, self.rayiou.truth_rays(truth.semantics, truth.origins))
+
+    def _sweep(self, prediction: Prediction, rays: TruthRays) -> None:
+        for threshold, metric in self.sweep.items():
+            metric.update(rays, prediction.occupied_at(threshold))
+
+    def add_depth(self, renderer: Renderer, prediction: Prediction, scene: str, t: int) -> None:
+        """Count the rendered depth of a keyframe's cameras against its LiDAR, and a flat ground's."""
+        assert prediction.fields is not None
+        seen = list(lidar_views(self.reader, scene, t))
+        rendered = rendered_depths(renderer, prediction.fields, [(view, sparse.uv) for view, sparse in seen])
+        for (view, sparse), depth in zip(seen, rendered, strict=True):
+            self.depth.update(depth, sparse.depth)
+            flat = flat_ground_depth(view.K, view.ego_from_cam, sparse.uv, self.rules.grid, self.ground)
+            self.flat_depth.update(flat, sparse.depth)
