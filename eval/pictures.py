@@ -129,8 +129,8 @@ def around(found: Sequence[View]) -> list[View]:
 
 
 def tile_size(cameras: int, network: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of one camera in a strip of all."""
-    width = min(720, _STRIP // max(1, cameras))
+    """(height, width) of one camera in a strip of all: at most twice the size of its image."""
+    width = min(720, _STRIP // max(1, cameras), 2 * network[1])
     return max(1, round(width * network[0] / network[1])), width
 
 

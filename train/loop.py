@@ -20,6 +20,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from model.checkpoint import CheckpointError, load_weights, save_model
+from model.memory import keep_freed_memory
 from model.network import OccFlow
 from storage.reader import StoreReader
 from train.checkpoint import CONFIG_NAME, TrainingState, find_checkpoint, load_state, save_checkpoint
@@ -114,6 +115,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
         CheckpointError: a checkpoint to go on from is damaged.
     """
     started = time.monotonic()
+    if config.run.accelerator == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
     _prepare(config, resume)
     network = _initial_network(config)
     results: list[StageResult] = []

@@ -86,6 +86,7 @@ def test_tiles_keep_the_shape_of_images(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(drawing, "_STRIP", 1440)
     assert tile_size(6, (64, 176)) == (87, 240)
     assert tile_size(1, (352, 1216)) == (208, 720)
+    assert tile_size(2, (32, 64)) == (64, 128)
 
 
 def test_stamps_are_where_they_belong() -> None:
