@@ -12,6 +12,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+# Threads that spin while they wait take the core that the others need: on a busy machine a training step was seen to take
+# ten times as long. Read when torch is loaded, so it is set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 app = typer.Typer(
     help="Driving logs to 3D occupancy and flow, from cues alone. Start with `occflow demo`.",
     no_args_is_help=True,

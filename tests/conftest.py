@@ -1,5 +1,6 @@
 """Shape annotations are checked at run time in tests, and only there; and a miniature log that several rooms use."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,9 @@ from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from pipelines.config import CuesConfig
+
+# As occflow.py does, and as early: torch's threads must not spin on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 install_import_hook(["geometry", "model", "train", "eval"], "beartype.beartype")
 
