@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-# Threads that spin while they wait take the core that the others need: on a busy machine a training step was seen to take
+# Threads that spin while they wait take the core that others need: on a busy machine a training step was seen to take
 # ten times as long. Read when torch is loaded, so it is set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -23,8 +23,20 @@ BACKENDS: dict[str, dict[str, str]] = {
     "images": {"jpeg": "pipelines.cues.images:ImagesCue"},
     "sweeps": {"jpeg": "pipelines.cues.images:SweepsCue"},
     "lidar": {"points": "pipelines.cues.lidar:LidarCue"},
-    "flow_next": {"dis": "pipelines.cues.flow_dis:DisFlowCue"},
-    "flow_prev": {"dis": "pipelines.cues.flow_dis:DisFlowCue"},
+    "flow_next": {
+        "dis": "pipelines.cues.flow_dis:DisFlowCue",
+        "dis_chain": "pipelines.cues.flow_chain:ChainedDisFlowCue",
+        "tracks": "pipelines.cues.flow_tracks:TracksFlowCue",
+    },
+    "flow_prev": {
+        "dis": "pipelines.cues.flow_dis:DisFlowCue",
+        "dis_chain": "pipelines.cues.flow_chain:ChainedDisFlowCue",
+        "tracks": "pipelines.cues.flow_tracks:TracksFlowCue",
+    },
+    "masks": {
+        "motion_lidar": "pipelines.cues.masks_motion:LidarMotionMasks",
+        "motion_epipolar": "pipelines.cues.masks_motion:EpipolarMotionMasks",
+    },
     "flow_aux": {"dis": "pipelines.cues.flow_dis:DisFlowCue"},
 }
 """Cue -> backend -> "module:dataclass"; the first backend is the default. Modules are imported when asked for."""

@@ -90,7 +90,7 @@ def label_flow(context: BlockContext, slot: str, model: PathFlow, aim: Aim, max_
             if isinstance(target, str):
                 reasons[target] = reasons.get(target, 0) + 1
                 continue
-            flow, confidence, out_of_range = pack_flow(_flow_along(context, model, target, max_width))
+            flow, confidence, out_of_range = pack_flow(flow_along(context, model, target, max_width))
             arrays[f"flow/{slot}/flow"][i, c] = flow
             arrays[f"flow/{slot}/confidence"][i, c] = confidence
             arrays[f"flow/{slot}/target_frame"][i, c] = target.frame
@@ -101,7 +101,7 @@ def label_flow(context: BlockContext, slot: str, model: PathFlow, aim: Aim, max_
     return CueBlock(arrays, summarise(figures), notes)
 
 
-def _flow_along(context: BlockContext, model: PathFlow, target: Target, max_width: int) -> FlowField:
+def flow_along(context: BlockContext, model: PathFlow, target: Target, max_width: int) -> FlowField:
     first = target.film[0]
     size = working_size(first.height, first.width, max_width)
     field = model([shrink(context.load_image(image), size) for image in target.film])

@@ -39,9 +39,12 @@ class DisPairFlow:
     settings: DisSettings = DisSettings()
 
     def __call__(
-        self, first: UInt8[np.ndarray, "height width 3"], second: UInt8[np.ndarray, "height width 3"]
+        self,
+        first: UInt8[np.ndarray, "height width 3"],
+        second: UInt8[np.ndarray, "height width 3"],
+        guess: Float[np.ndarray, "2 height width"] | None = None,
     ) -> Float[np.ndarray, "2 height width"]:
-        """See PairFlow."""
+        """See PairFlow. `guess` (no NaN) is where the search starts, zero flow by default."""
         # Made per call: the object keeps buffers and must not be shared by threads.
         dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         dis.setFinestScale(self.settings.finest_scale)
@@ -50,7 +53,8 @@ class DisPairFlow:
         dis.setGradientDescentIterations(self.settings.descent_iterations)
         dis.setVariationalRefinementIterations(self.settings.refinement_iterations)
         grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (first, second)]
-        flow = dis.calc(grey[0], grey[1], np.zeros((*grey[0].shape, 2), np.float32))
+        start = np.zeros((2, *grey[0].shape), np.float32) if guess is None else guess
+        flow = dis.calc(grey[0], grey[1], np.moveaxis(start, 0, -1).astype(np.float32, order="C"))
         return np.ascontiguousarray(np.moveaxis(flow, -1, 0))
 
 

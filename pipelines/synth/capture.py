@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8, UInt16
-from numba import njit
 
 from geometry.cameras import camera_directions, in_image, pixel_centres, project
+from pipelines.synth.kernels import allocating_kernel
 from pipelines.synth.raycast import SKY_ID, TILE, cast
 from pipelines.synth.render import Tiles, View, expose, render
 from pipelines.synth.rig import KEYFRAME_INTERVAL_S, Camera
@@ -119,7 +119,7 @@ def exact_flow(world: World, shot: Shot, then: Stand) -> Float[np.ndarray, "2 he
     return np.ascontiguousarray(flow.T.reshape(2, height, width)).astype(np.float32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@allocating_kernel
 def _visible(prims, ground, starts, members, near, eye, rotation, fx, fy, cx, cy, width, uv, z, wanted):
     """Whether the first thing on each ray through uv lies at camera z (inf: is the sky)."""
     columns = (width + TILE - 1) // TILE

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.synth import textures as tex
-from pipelines.synth.ground import GRASS_BLOCK, PAVED_BLOCK, Ground
+from pipelines.synth.ground import GRASS_BLOCK, LANE, PAVED_BLOCK, Ground
 from pipelines.synth.shapes import BOX, CYLINDER, ELLIPSOID, TAPERED_BOX, Primitives, primitive
 
 MANMADE, VEGETATION = 14, 15
-LANE = 3.3
 PARKING = 2.3
 KERB_HEIGHT = 0.15
 SIDEWALK_WIDTH = 3.2
@@ -59,7 +58,7 @@ def _building(rng: np.random.Generator, x: float, y: float, hx: float, hy: float
     storeys = int(rng.integers(1, 3)) if house else int(rng.integers(3, 9))
     half = 1.6 * storeys
     facade = (tex.BRICK, tex.OFFICE, tex.PLASTER)[int(rng.choice(3, p=(0.35, 0.25, 0.4)))]
-    colour = _colour(rng, 0.6, 1.0, 0.2)
+    colour = _colour(rng, 0.6, 1.0, 0.12)
     if facade == tex.BRICK:
         colour = (colour[0] * 1.05, colour[1] * 0.72, colour[2] * 0.6)
     rows = [
@@ -70,7 +69,7 @@ def _building(rng: np.random.Generator, x: float, y: float, hx: float, hy: float
     if house:
         taper = (0.0, 0.98) if hx > hy else (0.98, 0.0)
         rows.append(primitive(TAPERED_BOX, (x, y, top + 1.4), (hx + 0.3, hy + 0.3, 1.4), tex.ROOF,
-                              _colour(rng, 0.6, 1.0, 0.25), MANMADE, taper=taper))  # fmt: skip
+                              _colour(rng, 0.6, 1.0, 0.12), MANMADE, taper=taper))  # fmt: skip
     else:
         rows.append(primitive(BOX, (x, y, top + 0.2), (hx + 0.15, hy + 0.15, 0.25), tex.CONCRETE, (1, 1, 1), MANMADE))
     return rows

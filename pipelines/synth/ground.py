@@ -4,15 +4,20 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from numba import njit
 
+from pipelines.synth.kernels import kernel
 from pipelines.synth.shapes import MISS
 
 ROAD, SIDEWALK, GRASS_BLOCK, PAVED_BLOCK, KERB = range(5)
 GROUND_CLASS = np.array([10, 12, 13, 11, 12], dtype=np.uint8)
 """Occupancy class of each kind of ground: driveable_surface, sidewalk, terrain, other_flat; a kerb is sidewalk."""
 
+LANE = 3.3
+"""Width of a lane (m)."""
+TWO_LANES_HALF = 7.0
+"""Half width (m) from which a street has two lanes per direction: one lane and parking take 5.6 m, two 8.9 m."""
 FAR = 600.0
+"""Horizontal distance (m) at which the ground ends."""
 
 
 class Ground(NamedTuple):
@@ -20,7 +25,7 @@ class Ground(NamedTuple):
 
     Between them lie blocks with rounded corners, raised by a kerb: a sidewalk all around and inside it the block's own
     kind of ground, `cells[i, j]` between streets i, i+1 and j, j+1. `sizes` holds corner radius, sidewalk width and
-    kerb height (m); `lanes` lanes per direction are marked on every street, `lane` metres wide.
+    kerb height (m).
     """
 
     across: Float[np.ndarray, "n 2"]
@@ -29,7 +34,7 @@ class Ground(NamedTuple):
     sizes: Float[np.ndarray, " 3"]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def cell_of(streets, value):
     """Index of the gap between streets that `value` is in: streets i <= value < i+1, clamped."""
     last = streets.shape[0] - 2
@@ -39,7 +44,7 @@ def cell_of(streets, value):
     return i
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def block_distance(ground, x, y):
     """Signed distance (m) to the kerb line of the block nearest by, negative inside the block; and its cell."""
     across, along, _, sizes = ground
@@ -53,7 +58,7 @@ def block_distance(ground, x, y):
     return outside + min(max(qx, qy), 0.0) - r, i, j
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def ground_kind(ground, x, y):
     """Kind of ground at a point of the plane (never KERB)."""
     distance, i, j = block_distance(ground, x, y)
@@ -64,13 +69,13 @@ def ground_kind(ground, x, y):
     return ground[2][i, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def ground_height(ground, x, y):
     """Height (m) of the ground: 0 on the road, the kerb's height on blocks."""
     return ground[3][2] if block_distance(ground, x, y)[0] < 0.0 else 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def hit_ground(ground, ox, oy, oz, dx, dy, dz):
     """Ray parameter where a falling ray from above meets the ground, and the kind of ground; MISS beyond FAR metres."""
     if dz >= 0.0:
@@ -92,43 +97,53 @@ def hit_ground(ground, ox, oy, oz, dx, dy, dz):
     return low, KERB
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _stripe(d, half, blur):
-    """Share of a pixel of width `blur` covered by |distance| < half, box filter."""
+    """Share of a pixel `blur` wide at d that is covered by |x| < half: their overlap."""
     blur = max(blur, 1e-3)
-    return max(0.0, min(1.0, (half - abs(d)) / blur + 0.5)) * min(1.0, 2 * half / blur)
+    return max(0.0, min(d + 0.5 * blur, half) - max(d - 0.5 * blur, -half)) / blur
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
+def _painted(x, period, share):
+    """Length painted between 0 and x where the first `share` of every period is."""
+    whole = np.floor(x / period)
+    return period * (whole * share + min(x / period - whole, share))
+
+
+@kernel
 def _dashes(d, half_width, x, period, share, blur_d, blur_x):
-    on = abs((x / period) % 1.0 - 0.5) * period
-    dash = _stripe(on, 0.5 * share * period, blur_x) if blur_x < period else share
+    blur_x = max(blur_x, 1e-3)
+    dash = (_painted(x + 0.5 * blur_x, period, share) - _painted(x - 0.5 * blur_x, period, share)) / blur_x
     return _stripe(d, half_width, blur_d) * dash
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _street_paint(d, half, s, crossing, blur_d, blur_s):
-    """Paint on one street: d across it, s along it, `crossing` = distance to the crossing street's kerb (m)."""
+@kernel
+def _street_paint(d, half, s, crossing, towards, blur_d, blur_s):
+    """White and yellow paint on one street: d across it (m), s along it, `crossing` m from the crossing's edge.
+
+    towards: +1 if lanes of positive d lead to that crossing (they get the stop line), else -1.
+    """
     if crossing < 1.0:
         return 0.0, 0.0
     if crossing < 4.0:
         zebra = _dashes(crossing - 2.5, 1.4, d, 1.0, 0.5, blur_s, blur_d) if abs(d) < half - 0.3 else 0.0
         return zebra, 0.0
     white = 0.0
-    if abs(d) < half - 0.5:
-        white = _stripe(crossing - 5.2, 0.2, blur_s) if d * 1.0 < 1e9 else 0.0
+    if 0.0 < d * towards < half - 0.5:
+        white = _stripe(crossing - 5.2, 0.2, blur_s)
     if crossing < 5.5:
         return white, 0.0
-    lanes = 1 if half < 7.0 else 2
-    edge = _stripe(abs(d) - lanes * 3.3, 0.06, blur_d)
+    lanes = 1 if half < TWO_LANES_HALF else 2
+    edge = _stripe(abs(d) - lanes * LANE, 0.06, blur_d)
     white = max(white, edge)
     if lanes == 2:
-        white = max(white, _dashes(abs(d) - 3.3, 0.07, s, 6.0, 0.5, blur_d, blur_s))
+        white = max(white, _dashes(abs(d) - LANE, 0.07, s, 6.0, 0.5, blur_d, blur_s))
         return white, _stripe(abs(d) - 0.14, 0.06, blur_d)
     return white, _dashes(d, 0.07, s, 4.5, 0.55, blur_d, blur_s)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def road_paint(ground, x, y, blur_x, blur_y):
     """White and yellow paint coverage (0..1) of the road at a point, filtered over blur_x by blur_y metres."""
     across, along = ground[0], ground[1]
@@ -141,7 +156,10 @@ def road_paint(ground, x, y, blur_x, blur_y):
     dx, dy = x - across[i, 0], y - along[j, 0]
     beyond_x, beyond_y = abs(dx) - across[i, 1] - r, abs(dy) - along[j, 1] - r
     if abs(dy) < along[j, 1] and beyond_x > 0.0:
-        return _street_paint(dy, along[j, 1], x, beyond_x, blur_y, blur_x)
+        # Right-hand traffic: lanes of negative y lead along +x, those of positive x along +y.
+        towards = -1.0 if dx < 0.0 else 1.0
+        return _street_paint(dy, along[j, 1], x, beyond_x, towards, blur_y, blur_x)
     if abs(dx) < across[i, 1] and beyond_y > 0.0:
-        return _street_paint(dx, across[i, 1], y, beyond_y, blur_x, blur_y)
+        towards = 1.0 if dy < 0.0 else -1.0
+        return _street_paint(dx, across[i, 1], y, beyond_y, towards, blur_x, blur_y)
     return 0.0, 0.0

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int32
-from numba import njit
 
 from pipelines.synth import textures as tex
 from pipelines.synth.ground import KERB, PAVED_BLOCK, ROAD, SIDEWALK
+from pipelines.synth.kernels import allocating_kernel, kernel
 from pipelines.synth.raycast import GROUND_ID, SKY_ID, cast
 from pipelines.synth.rig import Lidar
 from pipelines.synth.shapes import BOX, CX, CY, HX, HY, MISS, OBJECT, SHEAR, TEXTURE, Primitives, hit, primitive
@@ -70,7 +70,7 @@ def lidar_directions(lidar: Lidar) -> np.ndarray:
     return np.stack(ways, axis=-1).reshape(-1, 3)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@allocating_kernel
 def _bins(prims, eye):
     """Candidates per azimuth bin of the world frame, nearest first: starts (BINS + 1,), members, least range."""
     n = prims.shape[0]
@@ -100,7 +100,7 @@ def _bins(prims, eye):
     return starts, members, near
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _ground_texture(kind):
     if kind == ROAD:
         return tex.ASPHALT
@@ -109,7 +109,7 @@ def _ground_texture(kind):
     return tex.CONCRETE if kind == PAVED_BLOCK else tex.GRASS
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@allocating_kernel
 def _spin(prims, ground, starts, members, near, eye, ways, own, own_eye, own_ways, max_range):
     """Range (m, MISS = none), texture and object number of each ray."""
     n = ways.shape[0]

@@ -130,8 +130,8 @@ def truck(rng: np.random.Generator) -> Model:
     colour = CAR_COLOURS[rng.integers(len(CAR_COLOURS))]
     front = length / 2 - cab / 2
     rows = [
-        primitive(BOX, (-(cab + 0.2) / 2, 0, (height + 0.95) / 2), (cargo / 2, width / 2, (height - 0.95) / 2), tex.SIGN,
-                  (1, 1, 1), TRUCK),
+        primitive(BOX, (-(cab + 0.2) / 2, 0, (height + 0.95) / 2), (cargo / 2, width / 2, (height - 0.95) / 2),
+                  tex.SIGN, (1, 1, 1), TRUCK),
         primitive(BOX, (-0.2, 0, 0.75), (length / 2 - 0.3, 0.5, 0.2), tex.RUBBER, (1.2, 1.2, 1.2), TRUCK),
         primitive(TAPERED_BOX, (front, 0, 1.0), (cab / 2, width / 2 - 0.05, 0.55), tex.METAL, colour, TRUCK),
         primitive(TAPERED_BOX, (front, 0, 2.0), (cab / 2, width / 2 - 0.08, 0.48), tex.GLASS, (1, 1, 1), TRUCK,

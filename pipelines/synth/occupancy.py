@@ -2,11 +2,11 @@
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
-from numba import njit
 
 from geometry.grid import VoxelGrid
 from pipelines.synth.capture import carry
 from pipelines.synth.ground import GROUND_CLASS, ground_height, ground_kind
+from pipelines.synth.kernels import allocating_kernel, kernel
 from pipelines.synth.raycast import corner
 from pipelines.synth.rig import KEYFRAME_INTERVAL_S
 from pipelines.synth.shapes import (
@@ -68,7 +68,7 @@ def voxelise(
     return semantics, flow
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@allocating_kernel
 def _fill_ground(ground, pose, lower, size, semantics):
     nx, ny, nz = semantics.shape
     for i in range(nx):
@@ -88,7 +88,7 @@ def _fill_ground(ground, pose, lower, size, semantics):
                     semantics[i, j, k] = GROUND_CLASS[ground_kind(ground, wx, wy)]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def inside(p, x, y, z, margin):
     """Whether a point of the primitive's own frame (heading removed) lies in it, grown by `margin` metres all around.
 
@@ -112,7 +112,7 @@ def inside(p, x, y, z, margin):
     return abs(x - p[SHEAR] * up) <= width_x and abs(y) <= width_y
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _touches(p, pose, gx, gy, gz, size):
     """Whether any sample point of the voxel whose lowest corner is (gx, gy, gz) lies in the primitive."""
     half = 0.5 * np.sqrt(size[0] ** 2 + size[1] ** 2 + size[2] ** 2)
@@ -135,7 +135,7 @@ def _touches(p, pose, gx, gy, gz, size):
     return False
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@allocating_kernel
 def _fill_solids(prims, pose, lower, size, semantics, owner):
     shape = np.array(semantics.shape)
     low, high = np.empty(3), np.empty(3)

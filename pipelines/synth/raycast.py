@@ -1,9 +1,9 @@
 """Finding what a ray hits: primitives sorted into image tiles (or LiDAR azimuth bins), then a walk through one list."""
 
 import numpy as np
-from numba import njit
 
 from pipelines.synth.ground import hit_ground
+from pipelines.synth.kernels import allocating_kernel, kernel
 from pipelines.synth.shapes import COS, CX, CY, CZ, HX, HY, HZ, KIND, MISS, SHADOW, SHEAR, SIN, hit
 
 TILE = 16
@@ -12,7 +12,7 @@ GROUND_ID = -1
 SKY_ID = -2
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def corner(p, k):
     """World position of corner k (0..7) of a primitive's bounding box; k's bits choose the side on x, y, z."""
     x = p[HX] + abs(p[SHEAR])
@@ -24,11 +24,13 @@ def corner(p, k):
     return p[CX] + p[COS] * x - p[SIN] * y, p[CY] + p[SIN] * x + p[COS] * y, p[CZ] + z
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _image_box(p, eye, world_from_cam, fx, fy, cx, cy):
-    """Pixel box (u0, v0, u1, v1) and least depth of a primitive; an empty box (u1 < u0) if it is behind the camera."""
+@kernel
+def _image_box(p, points, eye, world_from_cam, fx, fy, cx, cy):
+    """Pixel box (u0, v0, u1, v1) and least depth of a primitive; an empty box (u1 < u0) if it is behind the camera.
+
+    points (8, 3) is scratch space.
+    """
     r = world_from_cam
-    points = np.empty((8, 3))
     u0, v0, u1, v1, near = 1e9, 1e9, -1e9, -1e9, 1e9
     for k in range(8):
         wx, wy, wz = corner(p, k)
@@ -54,16 +56,17 @@ def _image_box(p, eye, world_from_cam, fx, fy, cx, cy):
     return u0, v0, u1, v1, max(near, 0.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@allocating_kernel
 def build_tiles(prims, eye, world_from_cam, fx, fy, cx, cy, height, width):
     """Candidates per TILE x TILE pixels, nearest first: (starts (tiles + 1,), members, near depth per primitive)."""
     n = prims.shape[0]
     columns, rows = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     boxes = np.empty((n, 4), np.int64)
     near = np.empty(n)
+    points = np.empty((8, 3))
     counts = np.zeros(columns * rows + 1, np.int64)
     for i in range(n):
-        u0, v0, u1, v1, near[i] = _image_box(prims[i], eye, world_from_cam, fx, fy, cx, cy)
+        u0, v0, u1, v1, near[i] = _image_box(prims[i], points, eye, world_from_cam, fx, fy, cx, cy)
         # One pixel of margin: rays of the supersampling leave the pixel centres.
         c0 = int(max(0.0, min(u0 - 1, width + 1.0)) // TILE)
         c1 = int(min(width - 1.0, max(u1 + 1, -1.0)) // TILE)
@@ -86,7 +89,7 @@ def build_tiles(prims, eye, world_from_cam, fx, fy, cx, cy, height, width):
     return starts, members, near
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def cast(prims, ground, members, begin, end, near, ox, oy, oz, dx, dy, dz):
     """First hit along a ray among members[begin:end] and the ground.
 

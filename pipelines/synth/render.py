@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
-from numba import njit
 
+from pipelines.synth.kernels import kernel
 from pipelines.synth.raycast import GROUND_ID, SKY_ID, TILE, build_tiles, cast
 from pipelines.synth.rig import Camera
 from pipelines.synth.shading import Look, shade
@@ -52,7 +52,7 @@ class Rendering:
     hit: Int32[np.ndarray, "height width"]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _direction(rotation, fx, fy, cx, cy, u, v):
     x, y = (u - cx) / fx, (v - cy) / fy
     return (
@@ -62,43 +62,45 @@ def _direction(rotation, fx, fy, cx, cy, u, v):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _render(look, prims, starts, members, near, eye, rotation, fx, fy, cx, cy, colour, depth, found):
-    height, width = depth.shape
-    columns = (width + TILE - 1) // TILE
+@kernel
+def _sample(look, prims, tiles, camera, steps, u, v):
+    """Depth, hit, ground kind and colour (three numbers) of the ray through pixel position (u, v)."""
+    starts, members, near, columns = tiles
+    eye, rotation, fx, fy, cx, cy = camera
+    tile = (int(v) // TILE) * columns + int(u) // TILE
+    begin, end = starts[tile], starts[tile + 1]
     ox, oy, oz = eye[0], eye[1], eye[2]
-    pu, pv = rotation[:, 0] / fx, rotation[:, 1] / fy
-    kinds = np.zeros((height, width), np.uint8)
+    dx, dy, dz = _direction(rotation, fx, fy, cx, cy, u, v)
+    t, k, kind = cast(prims, look[1], members, begin, end, near, ox, oy, oz, dx, dy, dz)
+    r, g, b = shade(look, prims, members, begin, end, k, kind, t, ox, oy, oz, dx, dy, dz, steps[0], steps[1])
+    return t, k, kind, r, g, b
+
+
+@kernel
+def _render(look, prims, tiles, camera, steps, colour, depth, found, kinds):
+    """One ray per pixel centre; then four more where a neighbour shows something else."""
+    height, width = depth.shape
     for row in range(height):
         for column in range(width):
-            tile = (row // TILE) * columns + column // TILE
-            begin, end = starts[tile], starts[tile + 1]
-            dx, dy, dz = _direction(rotation, fx, fy, cx, cy, column + 0.5, row + 0.5)
-            t, k, kind = cast(prims, look[1], members, begin, end, near, ox, oy, oz, dx, dy, dz)
+            t, k, kind, r, g, b = _sample(look, prims, tiles, camera, steps, column + 0.5, row + 0.5)
             depth[row, column] = t if k != SKY_ID else np.inf
-            found[row, column] = k
-            kinds[row, column] = kind
-            r, g, b = shade(look, prims, members, begin, end, k, kind, t, ox, oy, oz, dx, dy, dz, pu, pv)
+            found[row, column], kinds[row, column] = k, kind
             colour[row, column, 0], colour[row, column, 1], colour[row, column, 2] = r, g, b
     for row in range(height):
         for column in range(width):
             if not _on_edge(found, kinds, row, column):
                 continue
-            tile = (row // TILE) * columns + column // TILE
-            begin, end = starts[tile], starts[tile + 1]
             red, green, blue = 0.0, 0.0, 0.0
             for s in range(4):
-                # Rotated grid: four samples, no two in one row or column of sixteenths.
+                # Rotated grid: four samples, no two in one row or column of eighths.
                 u = column + (0.375, 0.875, 0.125, 0.625)[s]
                 v = row + (0.125, 0.375, 0.625, 0.875)[s]
-                dx, dy, dz = _direction(rotation, fx, fy, cx, cy, u, v)
-                t, k, kind = cast(prims, look[1], members, begin, end, near, ox, oy, oz, dx, dy, dz)
-                r, g, b = shade(look, prims, members, begin, end, k, kind, t, ox, oy, oz, dx, dy, dz, pu, pv)
+                _, _, _, r, g, b = _sample(look, prims, tiles, camera, steps, u, v)
                 red, green, blue = red + r, green + g, blue + b
             colour[row, column, 0], colour[row, column, 1], colour[row, column, 2] = red / 4, green / 4, blue / 4
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _on_edge(found, kinds, row, column):
     """Whether one of the four neighbours hits something else."""
     k, kind = found[row, column], kinds[row, column]
@@ -111,7 +113,7 @@ def _on_edge(found, kinds, row, column):
     return False
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _mix(x):
     """64-bit finaliser: a hash of a counter, so that noise depends on the pixel and the seed alone."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -119,7 +121,7 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _expose(colour, gain, noise, seed, out):
     flat, target = colour.reshape(-1), out.reshape(-1)
     for i in range(flat.size):
@@ -140,7 +142,12 @@ def render(look: Look, primitives: Primitives, view: View, tiles: Tiles) -> Rend
     colour = np.empty((height, width, 3), np.float32)
     depth = np.empty((height, width), np.float32)
     found = np.empty((height, width), np.int32)
-    _render(look, primitives, tiles.starts, tiles.members, tiles.near, *view.arguments, colour, depth, found)
+    kinds = np.empty((height, width), np.uint8)
+    eye, rotation, fx, fy, cx, cy = view.arguments
+    steps = np.stack([rotation[:, 0] / fx, rotation[:, 1] / fy])
+    columns = (width + TILE - 1) // TILE
+    lists = (tiles.starts, tiles.members, tiles.near, columns)
+    _render(look, primitives, lists, (eye, rotation, fx, fy, cx, cy), steps, colour, depth, found, kinds)
     return Rendering(colour, depth, found)
 
 

@@ -4,13 +4,31 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from numba import njit
 
 from pipelines.synth import textures
 from pipelines.synth.ground import KERB, PAVED_BLOCK, ROAD, SIDEWALK, Ground, road_paint
+from pipelines.synth.kernels import kernel
 from pipelines.synth.raycast import GROUND_ID, SKY_ID
 from pipelines.synth.shapes import (
-    BLUE, COS, CX, CY, CZ, EMIT, GREEN, HX, HY, HZ, KIND, RED, SHADOW, SIN, TAPERED_BOX, TEXTURE, U0, UV_FIT, V0,
+    BLUE,
+    COS,
+    CX,
+    CY,
+    CZ,
+    EMIT,
+    GREEN,
+    HX,
+    HY,
+    HZ,
+    KIND,
+    RED,
+    SHADOW,
+    SIN,
+    TAPERED_BOX,
+    TEXTURE,
+    U0,
+    UV_FIT,
+    V0,
     surface,
 )  # fmt: skip
 
@@ -46,7 +64,7 @@ class Look(NamedTuple):
     light: Light
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _bilinear(bank, texture, level, u, v):
     """RGB (0..255) of one mip level at level-0 texel position (u, v), wrapping around."""
     size = SIZE >> level
@@ -69,7 +87,7 @@ def _bilinear(bank, texture, level, u, v):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _trilinear(bank, texture, lod, u, v):
     lod = min(max(lod, 0.0), float(LAST_LEVEL))
     level = int(lod)
@@ -81,7 +99,7 @@ def _trilinear(bank, texture, lod, u, v):
     return r, g, b
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def sample_texture(bank, texture, u, v, ju, jv, ku, kv, detailed):
     """Texture filtered over a pixel's footprint, with a coarser and a finer octave of itself as modulation.
 
@@ -103,14 +121,14 @@ def sample_texture(bank, texture, u, v, ju, jv, ku, kv, detailed):
     gain = 1.0 / (255.0 * taps)
     if detailed:
         value, _, _ = _bilinear(bank, CONCRETE, int(max(0.0, min(lod - 3.0, 9.0))), u * 0.07 + 91.0, v * 0.07 + 17.0)
-        gain *= 1.0 + 1.6 * (value / _MEAN_CONCRETE - 1.0)
+        gain *= 1.0 + 1.0 * (value / _MEAN_CONCRETE - 1.0)
         if lod < 2.0:
             value, _, _ = _trilinear(bank, CONCRETE, lod + 3.0, u * 8.0, v * 8.0)
             gain *= 1.0 + 0.8 * (value / _MEAN_CONCRETE - 1.0)
     return red * gain, green * gain, blue * gain
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _shade_sky(look, dx, dy, dz):
     light = look[2]
     norm = 1.0 / np.sqrt(dx * dx + dy * dy + dz * dz)
@@ -118,7 +136,7 @@ def _shade_sky(look, dx, dy, dz):
     blend = min(1.0, 1.6 * up)
     scale = 260.0 / (up + 0.12)
     cloud, _, _ = _bilinear(look[0], CONCRETE, 2, dx * norm * scale, dy * norm * scale)
-    cloud = 1.0 + 1.0 * (cloud / _MEAN_CONCRETE - 1.0) * min(1.0, 8 * up)
+    cloud = 1.0 + 0.6 * (cloud / _MEAN_CONCRETE - 1.0) * min(1.0, 8 * up)
     h, z = light[3], light[4]
     return (
         (h[0] + blend * (z[0] - h[0])) * cloud,
@@ -127,7 +145,7 @@ def _shade_sky(look, dx, dy, dz):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _contact_shadow(prims, members, begin, end, x, y):
     """Share of light (0..1) that reaches a ground point beside and under the objects standing there."""
     lit = 1.0
@@ -144,11 +162,11 @@ def _contact_shadow(prims, members, begin, end, x, y):
     return lit
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _shade_ground(look, prims, members, begin, end, kind, x, y, ju, jv, ku, kv):
     """Unhazed colour of a ground point; (ju, jv), (ku, kv) are the pixel footprint's sides in metres."""
     texture = ASPHALT
-    if kind == SIDEWALK or kind == KERB:
+    if kind in (SIDEWALK, KERB):
         texture = PAVERS
     elif kind == PAVED_BLOCK:
         texture = CONCRETE
@@ -172,7 +190,7 @@ def _shade_ground(look, prims, members, begin, end, kind, x, y, ju, jv, ku, kv):
     return r * lit, g * lit, b * lit
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _shade_primitive(look, p, x, y, z, dx, dy, dz, ax, ay, az, bx, by, bz):
     """Unhazed colour of a primitive; point, ray and the pixel's two sides (metres at the hit's depth) in its frame."""
     face, nx, ny, nz, u, v, ux, uy, uz, vx, vy, vz = surface(p, x, y, z)
@@ -205,9 +223,9 @@ def _shade_primitive(look, p, x, y, z, dx, dy, dz, ax, ay, az, bx, by, bz):
     return r * p[RED] * lit, g * p[GREEN] * lit, b * p[BLUE] * lit
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def shade(look, prims, members, begin, end, found, kind, t, ox, oy, oz, dx, dy, dz, pu, pv):
-    """Linear RGB (about 0..1) of a hit. pu, pv (3,): how the ray direction changes per pixel to the right, downwards."""
+    """Linear RGB (about 0..1) of a hit. pu, pv (3,): how the ray's direction changes per pixel right, downwards."""
     if found == SKY_ID:
         return _shade_sky(look, dx, dy, dz)
     if found == GROUND_ID:

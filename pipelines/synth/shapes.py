@@ -2,7 +2,8 @@
 
 import numpy as np
 from jaxtyping import Float
-from numba import njit
+
+from pipelines.synth.kernels import kernel
 
 BOX, TAPERED_BOX, CYLINDER, ELLIPSOID, WHEEL, SHADOW = range(6)
 """Kinds. CYLINDER stands upright and may taper; WHEEL lies along its local y; SHADOW only darkens the ground."""
@@ -53,7 +54,7 @@ def place(local: Primitives, x: np.ndarray, y: np.ndarray, heading: np.ndarray) 
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def clip_half_space(f0, fd, near, far):
     """Part of near..far where f0 + t fd <= 0."""
     if fd < 0.0:
@@ -65,7 +66,7 @@ def clip_half_space(f0, fd, near, far):
     return near, far
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _hit_box(p, x, y, z, dx, dy, dz):
     hz = p[HZ]
     near, far = clip_half_space(z - hz, dz, 0.0, MISS)
@@ -84,7 +85,7 @@ def _hit_box(p, x, y, z, dx, dy, dz):
     return near if far > near and near > 0.0 else MISS
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _hit_quadric(a, b, c, near, far):
     """First t in near..far at which a t^2 + 2 b t + c <= 0 begins, for a convex body (a >= 0 or degenerate)."""
     if abs(a) < 1e-14:
@@ -104,7 +105,7 @@ def _hit_quadric(a, b, c, near, far):
     return max(near, (-b - root) / a), min(far, (-b + root) / a)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _hit_cylinder(p, x, y, z, dx, dy, dz):
     hz = p[HZ]
     near, far = clip_half_space(z - hz, dz, 0.0, MISS)
@@ -118,7 +119,7 @@ def _hit_cylinder(p, x, y, z, dx, dy, dz):
     return near if far > near and near > 0.0 else MISS
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _hit_wheel(p, x, y, z, dx, dy, dz):
     near, far = clip_half_space(y - p[HY], dy, 0.0, MISS)
     near, far = clip_half_space(-y - p[HY], -dy, near, far)
@@ -128,7 +129,7 @@ def _hit_wheel(p, x, y, z, dx, dy, dz):
     return near if far > near and near > 0.0 else MISS
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _hit_ellipsoid(p, x, y, z, dx, dy, dz):
     x, dx, y, dy, z, dz = x / p[HX], dx / p[HX], y / p[HY], dy / p[HY], z / p[HZ], dz / p[HZ]
     a = dx * dx + dy * dy + dz * dz
@@ -140,7 +141,7 @@ def _hit_ellipsoid(p, x, y, z, dx, dy, dz):
     return t if t > 0.0 else MISS
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def hit(p, ox, oy, oz, dx, dy, dz):
     """Ray parameter of the first hit of one primitive from outside it, MISS if none; world coordinates."""
     c, s = p[COS], p[SIN]
@@ -159,7 +160,7 @@ def hit(p, ox, oy, oz, dx, dy, dz):
     return MISS
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def _box_face(p, x, y, z):
     """Face 0..5 (+x -x +y -y +z -z) that a surface point lies on, and the face's outward normal, local frame."""
     hz = p[HZ]
@@ -185,7 +186,7 @@ def _box_face(p, x, y, z):
     return face, nx, ny, nz
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def surface(p, x, y, z):
     """Local geometry at a surface point (local frame): face, unit normal, texture position (m), its two axes.
 
@@ -203,10 +204,13 @@ def surface(p, x, y, z):
             return face, nx, ny, nz, x, z, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0
         return face, nx, ny, nz, x, y, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
     if kind == CYLINDER:
-        if z >= p[HZ] * 0.9999:
-            return 1, 0.0, 0.0, 1.0, x, y, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
+        if abs(z) >= p[HZ] * 0.9999:
+            return 1, 0.0, 0.0, np.sign(z), x, y, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0
         r = max(np.sqrt(x * x + y * y), 1e-9)
-        return 0, x / r, y / r, 0.0, np.arctan2(y, x) * p[HX], z, -y / r, x / r, 0.0, 0.0, 0.0, 1.0
+        lean = 0.5 * p[HX] * p[TAPER_X] / p[HZ]
+        norm = 1.0 / np.sqrt(1.0 + lean * lean)
+        nx, ny, nz = x / r * norm, y / r * norm, lean * norm
+        return 0, nx, ny, nz, np.arctan2(y, x) * p[HX], z, -y / r, x / r, 0.0, 0.0, 0.0, 1.0
     if kind == WHEEL:
         if abs(y) >= p[HY] * 0.9999:
             return 1, 0.0, np.sign(y), 0.0, x, z, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0

@@ -1,11 +1,12 @@
-"""Who moves where: parked and driving vehicles, turning ones among them, cyclists and pedestrians, without collisions."""
+"""Who moves where: parked and driving vehicles (some turning), cyclists and pedestrians, without collisions."""
 
 import numpy as np
 from jaxtyping import Float
 
 from pipelines.synth.city import KERB_HEIGHT, LANE, City, Street
 from pipelines.synth.config import Difficulty
-from pipelines.synth.models import BICYCLE, VEHICLES, Actor, Model, car, pedestrian, van
+from pipelines.synth.ground import SIDEWALK, ground_kind
+from pipelines.synth.models import BICYCLE, VEHICLES, Actor, Model, bicycle, car, pedestrian, van
 from pipelines.synth.trajectories import Path, Speed, Trajectory, standing, turning_path
 
 STEP_S = 0.1
@@ -21,28 +22,33 @@ class Occupied:
         self._discs: list[np.ndarray] = []
         self._radii: list[float] = []
 
-    def _footprint(self, size: tuple[float, float, float], trajectory: Trajectory) -> tuple[np.ndarray, float]:
-        length, width, _ = size
-        radius = width / 2 + 0.2
-        count = max(1, int(np.ceil(length / width)))
-        offsets = np.linspace(-1, 1, count) * max(length / 2 - width / 2, 0.0)
-        pose = trajectory.pose(self.times)
-        direction = np.stack([np.cos(pose[:, 2]), np.sin(pose[:, 2])], axis=-1)
-        return pose[:, None, :2] + direction[:, None] * offsets[:, None], radius
+    def claim(
+        self, size: tuple[float, float, float], trajectory: Trajectory, margin: float = 0.3, ahead: float = 0.0
+    ) -> bool:
+        """Register a thing of size (l, w, h) m on a trajectory unless it would touch another one; says whether.
 
-    def claim(self, size: tuple[float, float, float], trajectory: Trajectory, margin: float = 0.3) -> bool:
-        """Register a thing of size (l, w, h) m on a trajectory unless it would touch another one; says whether."""
-        discs, radius = self._footprint(size, trajectory)
+        margin: least gap (m) besides 0.2 m on either side. ahead: how far its middle lies before the trajectory's
+        point.
+        """
+        discs, radius = self._footprint(size, trajectory, ahead)
         for other, other_radius in zip(self._discs, self._radii, strict=True):
-            reach = radius + other_radius + margin
-            coarse = np.abs(other[:, :1] - discs[:, :1]).max(axis=(1, 2)) if False else None
-            del coarse
             gaps = np.linalg.norm(discs[:, :, None] - other[:, None], axis=-1)
-            if gaps.min() < reach:
+            if gaps.min() < radius + other_radius + margin:
                 return False
         self._discs.append(discs)
         self._radii.append(radius)
         return True
+
+    def _footprint(
+        self, size: tuple[float, float, float], trajectory: Trajectory, ahead: float
+    ) -> tuple[np.ndarray, float]:
+        """Disc centres (steps, discs, 2) along the length, and their radius."""
+        length, width, _ = size
+        count = max(1, int(np.ceil(length / width)))
+        offsets = ahead + np.linspace(-1, 1, count) * max(length / 2 - width / 2, 0.0)
+        pose = trajectory.pose(self.times)
+        direction = np.stack([np.cos(pose[:, 2]), np.sin(pose[:, 2])], axis=-1)
+        return pose[:, None, :2] + direction[:, None] * offsets[:, None], width / 2 + 0.2
 
 
 def lane_offset(street: Street, lane: int) -> float:
@@ -128,26 +134,36 @@ def moving_vehicles(
     builders = [b for b, _ in VEHICLES]
     shares = np.array([s for _, s in VEHICLES])
     placed: list[tuple[Model, Trajectory, float]] = []
-    for _ in range(wanted * 12):
+    for attempt in range(wanted * 12):
         if len(placed) == wanted:
             break
-        model = builders[int(rng.choice(len(builders), p=shares / shares.sum()))](rng)
+        # The first places are kept for something that turns and for a cyclist, as long as there is hope.
+        turns = not placed and attempt < wanted * 4
+        cycles = len(placed) == 1 and attempt < wanted * 8
+        builder = (car, bicycle, builders[int(rng.choice(len(builders), p=shares / shares.sum()))])
+        model = builder[0 if turns else 1 if cycles else 2](rng)
         t_near = rng.uniform(0, duration)
-        near = ego.pose(t_near)[0, :2]
-        cycles = model.semantic == BICYCLE
-        trajectory = None
-        if not cycles and model.size[0] < 7 and rng.random() < 0.4:
-            trajectory = _turning(rng, city, near, t_near, duration)
-        if trajectory is None:
-            start = _straight(rng, city, near, 1.25 if cycles else 0.0)
-            if start is None:
-                continue
-            mean = rng.uniform(3.0, 6.0) if cycles else rng.uniform(5.0, 12.0)
-            speed = Speed(mean) if cycles else _speed(rng, mean, duration)
-            trajectory = Trajectory(Path(start), speed, -float(speed.distance(t_near)[0]))
-        if occupied.claim(model.size, trajectory):
+        trajectory = _drive(rng, city, model, ego.pose(t_near)[0, :2], t_near, duration, turns)
+        if trajectory is not None and occupied.claim(model.size, trajectory):
             placed.append((model, trajectory, 0.0))
     return placed
+
+
+def _drive(
+    rng: np.random.Generator, city: City, model: Model, near: np.ndarray, t_near: float, duration: float, turns: bool
+) -> Trajectory | None:
+    """A way for a vehicle that passes point `near` (m) at about time `t_near` (s); None where there is no street."""
+    cycles = model.semantic == BICYCLE
+    if turns or (not cycles and model.size[0] < 7 and rng.random() < 0.4):
+        trajectory = _turning(rng, city, near, t_near, duration)
+        if trajectory is not None:
+            return trajectory
+    start = _straight(rng, city, near, 1.25 if cycles else 0.0)
+    if start is None:
+        return None
+    mean = rng.uniform(3.0, 6.0) if cycles else rng.uniform(5.0, 12.0)
+    speed = Speed(mean) if cycles else _speed(rng, mean, duration)
+    return Trajectory(Path(start), speed, -float(speed.distance(t_near)[0]))
 
 
 def parked_vehicles(
@@ -186,7 +202,7 @@ def pedestrians(
     """People walking or standing on sidewalks within about 30 m of the ego car."""
     wanted = int(rng.integers(level.pedestrians[0], level.pedestrians[1] + 1))
     placed: list[tuple[Model, Trajectory, float]] = []
-    for _ in range(wanted * 8):
+    for _ in range(wanted * 20):
         if len(placed) == wanted:
             break
         model = pedestrian(rng)
@@ -199,15 +215,17 @@ def pedestrians(
         if not close:
             continue
         street = close[int(rng.integers(len(close)))]
-        across = street.centre + rng.choice([-1, 1]) * (street.half + rng.uniform(1.4, 2.6))
+        across = street.centre + rng.choice([-1, 1]) * (street.half + rng.uniform(1.8, 2.7))
         s = (near[0] if along_x else near[1]) + rng.uniform(-28, 28)
-        if any(abs(s - c.centre) < c.half + 10 for c in (city.across if along_x else city.along)):
-            continue
         heading = (0.0 if along_x else np.pi / 2) + (np.pi if rng.random() < 0.5 else 0.0)
         x, y = (s, across) if along_x else (across, s)
         speed = Speed(0.0 if rng.random() < 0.2 else rng.uniform(0.9, 1.9))
         trajectory = Trajectory(Path((x, y, heading)), speed, -float(speed.distance(t_near)[0]))
-        if occupied.claim(model.size, trajectory):
+        poses = trajectory.pose(occupied.times)
+        # Nobody steps off the kerb in mid-air, or walks on where the sidewalk bends at a corner.
+        if all(ground_kind(city.ground, x, y) == SIDEWALK for x, y, _ in poses) and occupied.claim(
+            model.size, trajectory
+        ):
             placed.append((model, trajectory, KERB_HEIGHT))
     return placed
 
@@ -217,8 +235,8 @@ def populate(
 ) -> list[Actor]:
     """All movable things of a scene, numbered from 1. `lead` is a car driving ahead of the ego car, if any."""
     occupied = Occupied(np.arange(-STEP_S, duration + 0.7, STEP_S))
-    # The ego car's origin is its rear axle; a longer footprint covers its nose.
-    occupied.claim((6.5, 1.9, 1.6), ego)
+    # The ego car's origin is its rear axle: it reaches from 1 m behind it to 3.4 m before it.
+    occupied.claim((4.4, 1.8, 1.6), ego, ahead=1.2)
     things: list[tuple[Model, Trajectory, float]] = []
     if lead is not None:
         model = car(rng)

@@ -24,8 +24,8 @@ class Path:
         distance = np.atleast_1d(np.asarray(s, dtype=np.float64))
         x, y, heading = (np.full_like(distance, v) for v in self.start)
         rest = distance.copy()
-        for length, curvature in zip((*self.lengths, np.inf), (*self.curvatures, 0.0), strict=True):
-            # The first piece also takes negative distances, so that a car may start before the path does.
+        # A straight piece of no length comes first and takes negative distances: a car may start before the path does.
+        for length, curvature in zip((0.0, *self.lengths, np.inf), (0.0, *self.curvatures, 0.0), strict=True):
             step = np.minimum(rest, length)
             turn = curvature * step
             # sin(x)/x form: exact for straight pieces as well as for arcs.

@@ -1,4 +1,4 @@
-"""One scene's world, complete: the city, the actors, the ego car's way through it, and the light; a function of a seed."""
+"""One scene's world: the city, the actors, the ego car's way through it, and the light; a function of a seed."""
 
 from dataclasses import dataclass
 from functools import cached_property
