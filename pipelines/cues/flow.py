@@ -84,7 +84,10 @@ def label_flow(context: BlockContext, slot: str, model: PathFlow, aim: Aim, max_
     arrays = empty_flow(slot, context.stop - context.start, len(context.cameras), context.sizes.render)
     reasons: dict[str, int] = {}
     figures: list[dict[str, Any]] = []
-    for i in range(context.stop - context.start):
+    # Flow to the previous keyframe goes through the block from its end: run beside flow to the next one it meets that
+    # halfway, and each finds the other half's steps made (step_cache).
+    order = range(context.stop - context.start)
+    for i in reversed(order) if slot == "prev" else order:
         for c, channel in enumerate(context.cameras):
             target = aim(context.start + i, channel)
             if isinstance(target, str):

@@ -17,17 +17,17 @@ class Difficulty(BaseModel):
     moving_vehicles: tuple[int, int] = (8, 12)
     """Fewest and most moving cars, trucks, buses, cyclists wanted near the ego path (fewer where there is no room)."""
     pedestrians: tuple[int, int] = (4, 8)
-    parked_share: float = Field(0.45, ge=0, le=1)
+    parked_share: float = Field(default=0.45, ge=0, le=1)
     """Share of kerb-side parking places that are taken."""
-    noise: float = Field(0.004, ge=0)
+    noise: float = Field(default=0.004, ge=0)
     """Standard deviation of image noise at mid grey, as a share of full scale."""
-    exposure: float = Field(0.0, ge=0)
+    exposure: float = Field(default=0.0, ge=0)
     """Largest relative gain change of a camera over a scene, and between cameras."""
-    lidar_noise_m: float = Field(0.0, ge=0)
-    lidar_dropout: float = Field(0.0, ge=0, lt=1)
-    tilt_deg: float = Field(0.0, ge=0)
+    lidar_noise_m: float = Field(default=0.0, ge=0)
+    lidar_dropout: float = Field(default=0.0, ge=0, lt=1)
+    tilt_deg: float = Field(default=0.0, ge=0)
     """Amplitude of the ego car's pitch and roll."""
-    texture_contrast: float = Field(1.0, gt=0, le=1)
+    texture_contrast: float = Field(default=1.0, gt=0, le=1)
 
 
 PRESETS: dict[str, Difficulty] = {
@@ -56,23 +56,26 @@ class SynthConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     preset: Literal["easy", "hard"] = "easy"
-    seed: int = Field(0, ge=0)
-    scenes: int = Field(3, ge=1)
-    val_scenes: int | None = Field(None, ge=0)
+    seed: int = Field(default=0, ge=0)
+    scenes: int = Field(default=3, ge=1)
+    val_scenes: int | None = Field(default=None, ge=0)
     """The last so many scenes are listed as `val` in splits.json; by default a quarter, at least one of two."""
-    keyframes: int = Field(10, ge=2)
-    width: int = Field(352, ge=32)
-    height: int = Field(198, ge=18)
+    keyframes: int = Field(default=10, ge=2)
+    """Per scene: 2 Hz in nuScenes' layout, every frame (9.64 Hz) in SemanticKITTI's."""
+    width: int = Field(default=352, ge=32)
+    height: int = Field(default=198, ge=18)
+    """By default 352 x 198; in SemanticKITTI's layout 416 x 128, or KITTI's aspect for another width."""
     cameras: tuple[str, ...] = NUSCENES_CAMERAS
     manoeuvres: tuple[Manoeuvre, ...] = ("straight", "turn_left", "stop", "turn_right", "follow")
     """The ego car's manoeuvre, taken in turn by scene index."""
     truth: bool = True
-    lidar_beams: int = Field(32, ge=1)
-    lidar_azimuths: int = Field(1084, ge=8)
-    jpeg_quality: int = Field(93, ge=1, le=100)
+    lidar_beams: int = Field(default=32, ge=1)
+    """In SemanticKITTI's layout 64 by default."""
+    lidar_azimuths: int = Field(default=1084, ge=8)
+    jpeg_quality: int = Field(default=93, ge=1, le=100)
     difficulty: Difficulty | None = None
     """Overrides the preset's numbers as a whole."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """Rendering threads; all cores by default. Does not change a byte of the output."""
 
     @property

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, UInt8
 
 from pipelines.synth import textures as tex
-from pipelines.synth.ground import KERB, PAVED_BLOCK, ROAD, SIDEWALK
+from pipelines.synth.ground import GROUND_CLASS, KERB, PAVED_BLOCK, ROAD, SIDEWALK
 from pipelines.synth.kernels import allocating_kernel, kernel
 from pipelines.synth.raycast import GROUND_ID, SKY_ID, cast
 from pipelines.synth.rig import Lidar
-from pipelines.synth.shapes import BOX, CX, CY, HX, HY, MISS, OBJECT, SHEAR, TEXTURE, Primitives, hit, primitive
+from pipelines.synth.shapes import BOX, CLASS, CX, CY, HX, HY, MISS, OBJECT, SHEAR, TEXTURE, Primitives, hit, primitive
 from pipelines.synth.world import World
 
 BINS = 180
@@ -20,11 +20,15 @@ OWN_CAR = -1
 
 @dataclass(frozen=True)
 class Turn:
-    """Returns of one turn: x y z (m, LiDAR frame) and intensity (0..255); beam, from the lowest; object number."""
+    """Returns of one turn: x y z (m, LiDAR frame) and intensity (0..255); beam, from the lowest; object number.
+
+    semantic: the CLASS of what was hit (see shapes), GROUND_CLASS on the ground.
+    """
 
     points: Float32[np.ndarray, "n 4"]
     ring: Int32[np.ndarray, " n"]
     object: Int32[np.ndarray, " n"]
+    semantic: UInt8[np.ndarray, " n"]
 
 
 def own_car() -> Primitives:
@@ -48,8 +52,8 @@ def spin(world: World, lidar: Lidar, t: float, noise_m: float, dropout: float, s
     directions = lidar_directions(lidar)
     ways = directions @ world_from_lidar[:3, :3].T
     own_eye, own_ways = lidar.ego_from_lidar[:3, 3], directions @ lidar.ego_from_lidar[:3, :3].T
-    starts, members, near = _bins(primitives, eye)
-    ranges, texture, number = _spin(
+    starts, members, near = azimuth_bins(primitives, eye)
+    ranges, texture, number, semantic = _spin(
         primitives, world.look.ground, starts, members, near, eye, ways, own_car(), own_eye, own_ways, lidar.max_range_m
     )
     rng = np.random.default_rng(seed)
@@ -58,7 +62,9 @@ def spin(world: World, lidar: Lidar, t: float, noise_m: float, dropout: float, s
     intensity = 255 * tex.REFLECTIVITY[texture] * (0.85 + 0.3 * rng.random(len(ranges)))
     points = np.concatenate([measured[:, None] * directions, np.clip(intensity, 0, 255)[:, None]], axis=1)
     ring = np.repeat(np.arange(len(lidar.elevations)), lidar.azimuths)
-    return Turn(points[kept].astype(np.float32), ring[kept].astype(np.int32), number[kept].astype(np.int32))
+    return Turn(
+        points[kept].astype(np.float32), ring[kept].astype(np.int32), number[kept].astype(np.int32), semantic[kept]
+    )
 
 
 def lidar_directions(lidar: Lidar) -> np.ndarray:
@@ -71,7 +77,7 @@ def lidar_directions(lidar: Lidar) -> np.ndarray:
 
 
 @allocating_kernel
-def _bins(prims, eye):
+def azimuth_bins(prims, eye):
     """Candidates per azimuth bin of the world frame, nearest first: starts (BINS + 1,), members, least range."""
     n = prims.shape[0]
     first, last, near = np.zeros(n, np.int64), np.zeros(n, np.int64), np.empty(n)
@@ -111,9 +117,10 @@ def _ground_texture(kind):
 
 @allocating_kernel
 def _spin(prims, ground, starts, members, near, eye, ways, own, own_eye, own_ways, max_range):
-    """Range (m, MISS = none), texture and object number of each ray."""
+    """Range (m, MISS = none), texture, object number and class of each ray."""
     n = ways.shape[0]
     ranges, texture, number = np.full(n, MISS), np.zeros(n, np.int64), np.zeros(n, np.int64)
+    semantic = np.zeros(n, np.uint8)
     step = 2 * np.pi / BINS
     for i in range(n):
         dx, dy, dz = ways[i, 0], ways[i, 1], ways[i, 2]
@@ -124,13 +131,14 @@ def _spin(prims, ground, starts, members, near, eye, ways, own, own_eye, own_way
         if found == SKY_ID:
             t = MISS
         elif found == GROUND_ID:
-            texture[i] = _ground_texture(kind)
+            texture[i], semantic[i] = _ground_texture(kind), GROUND_CLASS[kind]
         else:
+            semantic[i] = np.uint8(prims[found, CLASS])
             texture[i], number[i] = int(prims[found, TEXTURE]), int(prims[found, OBJECT])
         for k in range(own.shape[0]):
             s = hit(own[k], own_eye[0], own_eye[1], own_eye[2], own_ways[i, 0], own_ways[i, 1], own_ways[i, 2])
             if s < t:
-                t, texture[i], number[i] = s, int(own[k, TEXTURE]), OWN_CAR
+                t, texture[i], number[i], semantic[i] = s, int(own[k, TEXTURE]), OWN_CAR, np.uint8(own[k, CLASS])
         if t <= max_range:
             ranges[i] = t
-    return ranges, texture, number
+    return ranges, texture, number, semantic

@@ -28,7 +28,7 @@ from pipelines.synth.shapes import (
     TAPER_X,
     TAPER_Y,
     WHEEL,
-)  # fmt: skip
+)
 from pipelines.synth.world import World
 
 FREE = 16
@@ -40,13 +40,17 @@ THINNEST = 0.07
 
 
 def voxelise(
-    world: World, t: float, world_from_grid: Float[np.ndarray, "4 4"], grid: VoxelGrid
+    world: World,
+    t: float,
+    world_from_grid: Float[np.ndarray, "4 4"],
+    grid: VoxelGrid,
+    interval_s: float = KEYFRAME_INTERVAL_S,
 ) -> tuple[UInt8[np.ndarray, "x y z"], Float32[np.ndarray, "x y z 2"]]:
     """Semantics (OpenOcc classes, 16 = free) and flow of a grid placed in the world.
 
     Of several things in one voxel a movable one wins over a static one, and that over the ground. The ground fills the
     voxel that its surface passes through and nothing below. Flow is in m/s, horizontal, along the grid's axes: the way
-    of the voxel's centre, carried by its actor, over the next keyframe interval; zero for all that stands still.
+    of the voxel's centre, carried by its actor, over the next `interval_s`; zero for all that stands still.
 
     Args:
         t: seconds since the first keyframe.
@@ -62,8 +66,8 @@ def voxelise(
     if len(index):
         centres = (lower + (index + 0.5) * size) @ world_from_grid[:3, :3].T + world_from_grid[:3, 3]
         numbers = owner[tuple(index.T)].astype(np.int64) - 1
-        later = carry(centres, numbers, world.actor_poses(t), world.actor_poses(t + KEYFRAME_INTERVAL_S))
-        velocity = (later - centres) @ world_from_grid[:3, :3] / KEYFRAME_INTERVAL_S
+        later = carry(centres, numbers, world.actor_poses(t), world.actor_poses(t + interval_s))
+        velocity = (later - centres) @ world_from_grid[:3, :3] / interval_s
         flow[tuple(index.T)] = velocity[:, :2]
     return semantics, flow
 

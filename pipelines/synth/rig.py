@@ -18,6 +18,10 @@ NUSCENES_CAMERAS = (
 KEYFRAME_INTERVAL_S = 0.5
 SWEEPS_PER_KEYFRAME = 6
 """12 Hz cameras: one image in six is at a keyframe."""
+KITTI_INTERVAL_S = 0.1037
+"""KITTI's camera and scanner fire together, 9.64 times a second."""
+KITTI_MOUNT = (0.76, 0.0, 1.73)
+"""KITTI's scanner, ahead of the rear axle and above the ground (m): its frame is the data set's ego frame."""
 
 # channel: focal, cx, cy (pixels at 1600 x 900); x, y, z (m, ego); yaw, pitch (deg); trigger offset to the LiDAR's
 # time stamp (us): the LiDAR's beam sweeps clockwise over the cameras and ends its turn at the stamp.
@@ -89,3 +93,22 @@ def nuscenes_lidar(beams: int, azimuths: int) -> Lidar:
     elevations = np.deg2rad(np.linspace(-30.67, 10.67, beams)) if beams > 1 else np.deg2rad(np.array([-10.0]))
     pose = from_rotation_translation(yaw_rotation(-np.pi / 2), np.array([0.94, 0.0, 1.84]))
     return Lidar("LIDAR_TOP", pose, elevations, azimuths, 100.0)
+
+
+def kitti_camera(width: int, height: int) -> Camera:
+    """KITTI's left colour camera at an image size, 0.27 m ahead of the scanner, 0.06 m left of it, 0.08 m below it.
+
+    The view is the 1241-pixel-wide original's, scaled; its principal point keeps its place in the height.
+    """
+    scale = width / 1241
+    focal = 718.856 * scale
+    K = np.array([[focal, 0.0, 607.193 * scale], [0.0, focal, 185.216 / 376 * height], [0.0, 0.0, 1.0]])
+    place = np.add(KITTI_MOUNT, (0.27, 0.06, -0.08))
+    return Camera("image_2", K, from_rotation_translation(_camera_rotation(0.0, 0.0), place), 0, width, height)
+
+
+def kitti_lidar(beams: int, azimuths: int) -> Lidar:
+    """A 64-beam scanner on the roof, x forward and y left, +2 to -24.8 degrees."""
+    elevations = np.deg2rad(np.linspace(-24.8, 2.0, beams)) if beams > 1 else np.deg2rad(np.array([-8.0]))
+    pose = from_rotation_translation(np.eye(3), np.array(KITTI_MOUNT))
+    return Lidar("velodyne", pose, elevations, azimuths, 120.0)

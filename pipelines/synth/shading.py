@@ -30,7 +30,7 @@ from pipelines.synth.shapes import (
     UV_FIT,
     V0,
     surface,
-)  # fmt: skip
+)
 
 SIZE = textures.SIZE
 LAST_LEVEL = textures.LEVELS - 1

@@ -15,12 +15,13 @@ from pipelines.synth.config import SynthConfig
 from pipelines.synth.files import write_json
 from pipelines.synth.nuscenes_writer import NuScenesScene
 from pipelines.synth.nuscenes_writer import write_tables as write_nuscenes_tables
+from pipelines.synth.semantic_kitti_writer import KittiScene, kitti_settings, write_splits
 from pipelines.synth.world import build_world
 
 Rows = dict[str, Any]
 SETTINGS = "synth.json"
 """In the log's folder: the settings it was made with."""
-DATASETS = ("nuscenes",)
+DATASETS = ("nuscenes", "semantic_kitti")
 
 
 class SceneWriter(Protocol):
@@ -45,6 +46,8 @@ def write_log(folder: Path, config: SynthConfig, dataset: str = "nuscenes", cons
     """
     if dataset not in DATASETS:
         raise DataError(f"synthetic logs come in the layouts {', '.join(DATASETS)}, not {dataset!r}")
+    if dataset == "semantic_kitti":
+        config = kitti_settings(config)
     settings = _settings(config, dataset)
     _check_folder(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,8 +59,8 @@ def write_log(folder: Path, config: SynthConfig, dataset: str = "nuscenes", cons
         for index in range(config.scenes):
             progress.update(task, description=f"scene {index + 1} of {config.scenes}")
             scenes.append(_scene(folder, config, dataset, index, lambda n: progress.advance(task, n)))
-    if dataset == "nuscenes":
-        write_nuscenes_tables(folder, config, scenes)
+    finish = write_nuscenes_tables if dataset == "nuscenes" else write_splits
+    finish(folder, config, scenes)
 
 
 def _settings(config: SynthConfig, dataset: str) -> dict[str, Any]:
@@ -85,7 +88,11 @@ def _scene(folder: Path, config: SynthConfig, dataset: str, index: int, advance:
     kept = folder / ".scenes" / f"{index:04d}.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    writer: SceneWriter = NuScenesScene(folder, config, index, build_world(config, index))
+    writer: SceneWriter
+    if dataset == "nuscenes":
+        writer = NuScenesScene(folder, config, index, build_world(config, index))
+    else:
+        writer = KittiScene(folder, config, index)
     _run(list(writer.jobs()), config.threads or os.cpu_count() or 1, advance)
     rows = writer.table_rows()
     write_json(kept, rows)
