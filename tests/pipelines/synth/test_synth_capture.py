@@ -168,9 +168,10 @@ def test_lidar_lies_on_rendered_depth(world: World) -> None:
     column, row = uv[seen].astype(int).T
     window = np.stack([shot.depth[row + i, column + j] for i in (-1, 0, 1) for j in (-1, 0, 1)])
     z = points[seen, 2]
-    between = (z > window.min(0) * 0.97 - 0.02) & (z < window.max(0) * 1.03 + 0.02)
-    # The roof sees a little over what hides things from the camera.
-    assert between.mean() > 0.95
+    behind, before = z > window.min(0) * 0.97 - 0.02, z < window.max(0) * 1.03 + 0.02
+    assert behind.mean() > 0.99, "no return hangs in what the camera sees to be free"
+    # The roof sees a little over what hides things from the camera: more so the nearer that is.
+    assert before.mean() > 0.85
 
 
 def test_own_car_returns_are_marked_and_inside_the_cue_s_box(world: World) -> None:
