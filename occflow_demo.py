@@ -33,7 +33,7 @@ class Size:
     training_scenes: int = 8
     held_out_scenes: int = 3
     keyframes: int = 10
-    synth: dict[str, Any] = field(default_factory=dict)
+    synth: dict[str, Any] = field(default_factory=lambda: {"width": 264, "height": 148})
     cues: dict[str, Any] = field(default_factory=dict)
     train: tuple[str, ...] = ()
 
