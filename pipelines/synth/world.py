@@ -46,11 +46,19 @@ class World:
         """Primitives before this index never move."""
         return len(self.city.static)
 
+    @cached_property
+    def _at_rest(self) -> tuple[Float[np.ndarray, "actors 3"], list[int]]:
+        """Every actor's pose at time 0, and which ones ever leave it."""
+        poses = np.stack([a.trajectory.pose(0.0)[0] for a in self.actors]) if self.actors else np.zeros((0, 3))
+        return poses, [i for i, a in enumerate(self.actors) if not a.trajectory.parked]
+
     def actor_poses(self, t: float) -> Float[np.ndarray, "actors 3"]:
         """x, y (m, world), heading (rad) of every actor at time t."""
-        if not self.actors:
-            return np.zeros((0, 3))
-        return np.concatenate([a.trajectory.pose(t) for a in self.actors])
+        at_rest, restless = self._at_rest
+        poses = at_rest.copy()
+        for i in restless:
+            poses[i] = self.actors[i].trajectory.pose(t)[0]
+        return poses
 
     def primitives(self, t: float) -> Primitives:
         """Static primitives, then the actors', at time t (s), in the world frame."""
