@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export DO_NOT_TRACK := 1
+# Read by torch's thread pool: threads that spin while they wait slow a busy machine down tenfold.
+export OMP_WAIT_POLICY := PASSIVE
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
 .PHONY: demo test test-slow bench lint format install clean
@@ -14,6 +16,7 @@ $(STAMP): constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch numpy
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,nuscenes]'
+	$(BIN)/python -m pipelines.synth # compiles the renderer once, half a minute, for the demo and the tests
 	@touch $@
 
 install: $(STAMP)

@@ -22,6 +22,8 @@ Rows = dict[str, Any]
 SETTINGS = "synth.json"
 """In the log's folder: the settings it was made with."""
 DATASETS = ("nuscenes", "semantic_kitti")
+WORLD_VERSION = 1
+"""Raised whenever the same settings give other bytes, so that a log is never half of one world and half of another."""
 
 
 class SceneWriter(Protocol):
@@ -66,7 +68,7 @@ def write_log(folder: Path, config: SynthConfig, dataset: str = "nuscenes", cons
 def _settings(config: SynthConfig, dataset: str) -> dict[str, Any]:
     """What decides the content of every single scene."""
     values = config.model_dump(mode="json", exclude={"scenes", "val_scenes", "threads", "difficulty"})
-    return {"dataset": dataset, **values, "level": config.level.model_dump(mode="json")}
+    return {"dataset": dataset, "world_version": WORLD_VERSION, **values, "level": config.level.model_dump(mode="json")}
 
 
 def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
