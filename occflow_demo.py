@@ -31,7 +31,7 @@ class Size:
     """How large a demo is: its log, and what it overrides in the `demo` presets of cues and training."""
 
     training_scenes: int = 8
-    held_out_scenes: int = 3
+    held_out_scenes: int = 2
     keyframes: int = 10
     synth: dict[str, Any] = field(default_factory=lambda: {"width": 264, "height": 148})
     cues: dict[str, Any] = field(default_factory=dict)

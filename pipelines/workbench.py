@@ -1,7 +1,7 @@
 """What the units of one extraction share in a process: the log, its scenes, their inputs, extractors and caches."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
@@ -117,9 +117,11 @@ class Workbench:
     def upstream(self, unit: UnitId, needs: Sequence[str]) -> Callable[[str], Mapping[str, np.ndarray]]:
         """A function from the name of a cue in `needs` to its committed arrays in the block of `unit`.
 
-        The function raises KeyError for another cue and CueMissing for one that is not committed.
+        The function raises KeyError for another cue and CueMissing for one that is not committed. It reads a cue once:
+        extractors ask for it at every keyframe.
         """
 
+        @cache
         def arrays(cue: str) -> Mapping[str, np.ndarray]:
             if cue not in needs:
                 raise KeyError(f"{unit.cue} asks for {cue!r}, but its `needs` lists only {list(needs)}")
