@@ -254,7 +254,7 @@ def train(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder (model.safetensors and model.yaml).")],
     store: Annotated[Path, typer.Argument(help="The cue store; its truth store lies beside it.")],
-    scenes: ScenesOption = None,
+    scenes: Annotated[str | None, typer.Option(help="Only these scenes, or keyframes of scenes: a,b:3,c:5-9.")] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of results and report.")] = None,
     protocol: Annotated[str | None, typer.Option(help="geometry or semantickitti; default by the truth.")] = None,
     threshold: ThresholdOption = None,

@@ -1,5 +1,6 @@
 """The keyframes that are evaluated, each with its truth and with the LiDAR positions that rays start from."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,8 @@ from eval.rays import ray_origins
 from eval.rules import EvaluationError, with_free
 from storage.reader import SceneReader, StoreReader
 from storage.truth import TruthReader, truth_path
+
+_ENTRY = re.compile(r"(?P<scene>.+?)(:(?P<first>\d+)(-(?P<last>\d+))?)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,19 @@ def chosen_keyframes(
 ) -> list[tuple[str, int]]:
     """(scene, t) of the keyframes with at least one camera image in their queue; `limit` of them, evenly spaced.
 
+    Args:
+        scenes: `scene`, `scene:t` or `scene:first-last`, as in training's `data.exclude`; default all.
+
     Raises:
         CueMissing: a scene that the store does not hold.
         EvaluationError: nothing is left to evaluate.
     """
     found = []
-    for scene in scenes or reader.scenes():
+    for entry in scenes or reader.scenes():
+        scene, first, last = _span(entry)
         valid = reader.scene(scene).table.camera_valid
-        found += [(scene, t) for t in range(len(valid)) if valid[max(0, t - queue_length + 1) : t + 1].any()]
+        span = range(first, min(last + 1, len(valid)))
+        found += [(scene, t) for t in span if valid[max(0, t - queue_length + 1) : t + 1].any()]
     if not found:
         raise EvaluationError(
             f"{reader.path}: no keyframe with an image in scenes {list(scenes or reader.scenes())}; "
@@ -50,6 +58,15 @@ def chosen_keyframes(
     if limit is not None and len(found) > limit:
         found = [found[i] for i in np.round(np.linspace(0, len(found) - 1, limit)).astype(np.int64)]
     return found
+
+
+def _span(entry: str) -> tuple[str, int, int]:
+    """Scene and first and last keyframe that `scene`, `scene:t` or `scene:first-last` names."""
+    match = _ENTRY.fullmatch(entry)
+    assert match is not None
+    if match["first"] is None:
+        return entry, 0, 10**9
+    return match["scene"], int(match["first"]), int(match["last"] or match["first"])
 
 
 def lidar_centres(scene: SceneReader) -> Float[np.ndarray, "frames 3"]:

@@ -171,3 +171,21 @@ def test_kitti_has_its_own_protocol(tmp_path: Path, make_log: type, exact: Exact
     assert "rayiou_geometry" not in found
     assert found["mave"] is None
     assert found["not_computed"] == ["truth on KITTI's grid has no velocities: no mAVE, no flow error"]
+
+
+def test_keyframes_are_chosen_by_scene_and_span(tiny_store: Path) -> None:
+    from eval.frames import chosen_keyframes
+    from storage.errors import CueMissing
+    from storage.reader import StoreReader
+
+    reader = StoreReader(tiny_store)
+    name = reader.scenes()[0]
+    length = reader.scene(name).length
+    assert length >= 3
+    assert chosen_keyframes(reader, [f"{name}:1"], 1) == [(name, 1)]
+    assert chosen_keyframes(reader, [f"{name}:1-2"], 1) == [(name, 1), (name, 2)]
+    assert chosen_keyframes(reader, [f"{name}:1-99"], 1) == [(name, t) for t in range(1, length)]
+    with pytest.raises(CueMissing):
+        chosen_keyframes(reader, ["nowhere:0"], 1)
+    with pytest.raises(EvaluationError, match="no keyframe"):
+        chosen_keyframes(reader, [f"{name}:{length}"], 1)
