@@ -244,7 +244,7 @@ def train(
         loss = f", loss {stage.losses[0]:.3f} -> {stage.losses[-1]:.3f}" if stage.losses else ""
         say(f"stage {stage.stage}: {stage.steps} steps in {stage.seconds:.0f} s{loss} -> {stage.checkpoint}")
     if not result.finished:
-        say(f"stopped early; next: occflow train {config} --resume")
+        say("stopped early; next: the same command with --resume")
         raise typer.Exit(143)
     say(f"next: occflow eval {result.checkpoint} {settings.store}")
 
