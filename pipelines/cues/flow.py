@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Float
 
 from eval.labels import figure, flow_figures, photometric_figures, summarise
-from pipelines.cues.base import BlockContext, CueBlock
+from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
 from pipelines.cues.flow_field import empty_flow, flow_onto_render, pack_flow, unpack_flow
 from pipelines.cues.protocols import FlowField, PathFlow
 from pipelines.cues.resize import resize_image, shrink, working_size
@@ -138,3 +138,41 @@ def _figures(
         still = flow_figures(flow, static)
         figures["against_truth"] = {"static_epe": still["epe"], "static_coverage": still["coverage"]}
     return figures
+
+
+@dataclass(frozen=True)
+class FilmFlowCue:
+    """A flow cue to the next or previous keyframe; a backend adds its parameters and its `model`.
+
+    Attributes:
+        slot: which flow slot is written.
+        max_width: images are shrunk to this many columns first.
+        threads: OpenCV's own thread count.
+    """
+
+    slot: Literal["next", "prev"] = "next"
+    max_width: int = 1280
+    threads: int = 1
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def name(self) -> str:
+        """flow_next or flow_prev."""
+        return f"flow_{self.slot}"
+
+    def config_digest(self) -> str:
+        """See CueExtractor."""
+        return parameters_digest(self, version=1)
+
+    def licence(self) -> str:
+        """OpenCV's; no weights."""
+        return "Apache-2.0"
+
+    def model(self) -> PathFlow:
+        """What labels a film."""
+        raise NotImplementedError
+
+    def extract(self, context: BlockContext) -> CueBlock:
+        """The four arrays of the slot, see storage.schema.CUES."""
+        aim = aim_next(context.scene) if self.slot == "next" else aim_previous(context.scene)
+        return label_flow(context, self.slot, self.model(), aim, self.max_width, self.threads)

@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
-from pipelines.cues.flow import aim_next, aim_previous, label_flow
+from pipelines.cues.flow import FilmFlowCue
 from pipelines.cues.flow_dis import DisPairFlow, DisSettings
 from pipelines.cues.flow_field import endpoints, limited, sample_field
-from pipelines.cues.protocols import FlowField
+from pipelines.cues.protocols import FlowField, PathFlow
 from pipelines.cues.step_cache import StepCache
 
 _STEPS = StepCache(256 << 20)
@@ -78,36 +76,12 @@ class ChainedDis:
 
 
 @dataclass(frozen=True)
-class ChainedDisFlowCue:
-    """Flow to the next or previous keyframe through the sweeps between, backend `dis_chain`.
+class ChainedDisFlowCue(FilmFlowCue):
+    """Flow to the next or previous keyframe through the sweeps between, backend `dis_chain`."""
 
-    Attributes:
-        slot: which flow slot is written.
-        max_width: images are shrunk to this many columns first.
-        threads: OpenCV's own thread count.
-    """
-
-    slot: Literal["next", "prev"] = "next"
-    max_width: int = 1280
     dis: DisSettings = field(default_factory=DisSettings)
     chain: ChainSettings = field(default_factory=ChainSettings)
-    threads: int = 1
-    needs: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def name(self) -> str:
-        """flow_next or flow_prev."""
-        return f"flow_{self.slot}"
-
-    def config_digest(self) -> str:
-        """See CueExtractor."""
-        return parameters_digest(self, version=1)
-
-    def licence(self) -> str:
-        """OpenCV's; no weights."""
-        return "Apache-2.0"
-
-    def extract(self, context: BlockContext) -> CueBlock:
-        """The four arrays of the slot, see storage.schema.CUES."""
-        aim = aim_next(context.scene) if self.slot == "next" else aim_previous(context.scene)
-        return label_flow(context, self.slot, ChainedDis(self.dis, self.chain), aim, self.max_width, self.threads)
+    def model(self) -> PathFlow:
+        """See FilmFlowCue."""
+        return ChainedDis(self.dis, self.chain)

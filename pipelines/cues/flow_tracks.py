@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from geometry.cameras import in_image
-from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
-from pipelines.cues.flow import aim_next, aim_previous, label_flow
+from pipelines.cues.flow import FilmFlowCue
 from pipelines.cues.flow_field import limited
-from pipelines.cues.protocols import FlowField
+from pipelines.cues.protocols import FlowField, PathFlow
 from pipelines.cues.spread import spread_tracks
 
 
@@ -99,35 +98,11 @@ class TrackFlow:
 
 
 @dataclass(frozen=True)
-class TracksFlowCue:
-    """Flow to the next or previous keyframe by tracks through the sweeps between, backend `tracks`.
+class TracksFlowCue(FilmFlowCue):
+    """Flow to the next or previous keyframe by tracks through the sweeps between, backend `tracks`."""
 
-    Attributes:
-        slot: which flow slot is written.
-        max_width: images are shrunk to this many columns first.
-        threads: OpenCV's own thread count.
-    """
-
-    slot: Literal["next", "prev"] = "next"
-    max_width: int = 1280
     tracks: TrackSettings = field(default_factory=TrackSettings)
-    threads: int = 1
-    needs: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def name(self) -> str:
-        """flow_next or flow_prev."""
-        return f"flow_{self.slot}"
-
-    def config_digest(self) -> str:
-        """See CueExtractor."""
-        return parameters_digest(self, version=1)
-
-    def licence(self) -> str:
-        """OpenCV's; no weights."""
-        return "Apache-2.0"
-
-    def extract(self, context: BlockContext) -> CueBlock:
-        """The four arrays of the slot, see storage.schema.CUES."""
-        aim = aim_next(context.scene) if self.slot == "next" else aim_previous(context.scene)
-        return label_flow(context, self.slot, TrackFlow(self.tracks), aim, self.max_width, self.threads)
+    def model(self) -> PathFlow:
+        """See FilmFlowCue."""
+        return TrackFlow(self.tracks)
