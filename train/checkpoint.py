@@ -18,13 +18,26 @@ TRAINING_NAME = "training.pt"
 
 @dataclass
 class TrainingState:
-    """Where a stage stands. `finished` is true once its limit was reached."""
+    """Where a stage stands.
+
+    Attributes:
+        step: optimiser steps taken.
+        seconds: time spent.
+        finished: its limit was reached.
+        optimiser: its state, empty where nothing was trained yet or all is done.
+        epoch, position: the next draw: complete passes over `frames`, and keyframes of the present pass already seen,
+            by all processes together.
+        frames: keyframe indices by scene, in order: what an epoch of this stage consists of.
+    """
 
     stage: int
     step: int
     seconds: float
     finished: bool
     optimiser: dict[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    position: int = 0
+    frames: dict[str, list[int]] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, network: OccFlow, config: TrainConfig, state: TrainingState) -> Path:

@@ -1,10 +1,10 @@
 """Keyframes as training samples: read from the store, drawn from seeds, re-centred on the current ego pose."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from geometry.cameras import scale_intrinsics
 from geometry.grid import VoxelGrid
@@ -15,6 +15,7 @@ from train.batch import Batch, FlowTarget, View, collate
 from train.config import TrainConfig
 from train.frames import ByteCache, CachedScene, render_factor
 from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
+from train.sampler import StepSampler
 from train.selection import Exclusion, needed_cues
 
 
@@ -171,42 +172,22 @@ def draw_returns(
     return torch.from_numpy(drawn), torch.from_numpy(valid), torch.from_numpy(finite)
 
 
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Keys (draw, frame) of each step from `start` on: a function of seed, stage, step and rank alone.
-
-    So a run that was interrupted goes on with exactly the samples it would have seen. Every epoch is a permutation of
-    the frames; a batch may straddle two epochs.
-    """
-
-    def __init__(
-        self, frames: int, batch: int, seed: int, stage: int, start: int, stop: int, rank: int = 0, world: int = 1
-    ) -> None:
-        self.frames, self.batch, self.seed, self.stage = frames, batch, seed, stage
-        self.start, self.stop, self.rank, self.world = start, stop, rank, world
-
-    def __len__(self) -> int:
-        return max(0, self.stop - self.start)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.arange(0)
-        for step in range(self.start, self.stop):
-            keys = []
-            for b in range(self.batch):
-                draw = (step * self.world + self.rank) * self.batch + b
-                if draw // self.frames != epoch:
-                    epoch = draw // self.frames
-                    order = np.random.default_rng([self.seed, self.stage, epoch, 1]).permutation(self.frames)
-                keys.append((draw, int(order[draw % self.frames])))
-            yield keys
-
-
 def build_loader(
-    config: TrainConfig, stage: int, frames: list[tuple[str, int]], start: int, stop: int, rank: int = 0, world: int = 1
+    config: TrainConfig,
+    stage: int,
+    frames: list[tuple[str, int]],
+    steps: int,
+    first: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> DataLoader[Batch]:
-    """Batches of steps `start`..`stop`-1. Workers start by spawn: a forked one would share the store's open files."""
+    """Batches of `steps` steps from draw `first` on, as `StepSampler` deals them out.
+
+    Workers start by spawn: a forked one would share the store's open files.
+    """
     workers = config.data.workers
     dataset = KeyframeDataset(config, stage, frames, config.data.cache_mb * 2**20 // max(1, workers))
-    sampler = StepSampler(len(frames), config.run.batch, config.seed, stage, start, stop, rank, world)
+    sampler = StepSampler(len(frames), config.run.batch, config.seed, stage, steps, first, rank, world)
     return DataLoader(
         dataset,
         batch_sampler=sampler,

@@ -1,17 +1,14 @@
 """Both stages from configuration to checkpoints: `train(config)`; interruptible, and exactly resumable."""
 
 import logging
-import math
+import os
 import shutil
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,15 +22,11 @@ from model.network import OccFlow
 from storage.reader import StoreReader
 from train.checkpoint import CONFIG_NAME, TrainingState, find_checkpoint, load_state, save_checkpoint
 from train.config import ConfigError, TrainConfig, dump_config, load_config
-from train.data import build_loader
+from train.feed import StageFeed, stage_steps
+from train.interrupt import StopRequest, stop_on_sigterm
 from train.module import StageModule, stage_settings
 from train.progress import Reporter
-from train.selection import training_frames
-from train.settings import StageConfig
-
-log = logging.getLogger(__name__)
-_ENDLESS = 10**9
-"""Steps of a stage that only time ends."""
+from train.selection import frames_again, training_frames
 
 
 @dataclass(frozen=True)
@@ -65,30 +58,28 @@ class RunResult:
 
 
 class Keeper(pl.Callback):
-    """Saves every `seconds`, at the end, and on SIGTERM, which ends the run in order after the step under way."""
+    """Saves every `checkpoint_seconds`, at the end, and where a stop is requested, which ends the run in order."""
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: TrainConfig, feed: StageFeed, stop: StopRequest) -> None:
+        self.folder, self.config, self.feed, self.stop = folder, config, feed, stop
         self.interrupted = False
         self._saved = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take SIGTERM over from Lightning, whose handler raises in the middle of an epoch; it restores the old one."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._stop)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.interrupted = True
+        """Take SIGTERM back from Lightning, whose handler raises in the middle of an epoch; it restores ours later."""
+        self.stop.listen()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop where a limit or a signal says so; save where it is time."""
         assert isinstance(pl_module, StageModule)
-        # Clocks and signals differ between processes; if one went on alone it would wait for the others for ever.
-        decide = trainer.strategy.reduce_boolean_decision
-        self.interrupted = decide(self.interrupted, all=False)
-        if decide(self.interrupted or pl_module.progress >= 1, all=False):
+        # Clocks and signals differ between processes; if one went on alone it would wait for the others for ever, and
+        # rates that follow different clocks would make different networks of one.
+        own = torch.tensor([float(self.stop.made), pl_module.seconds], device=trainer.strategy.root_device)
+        stop, pl_module.seconds_agreed = trainer.strategy.reduce(own, reduce_op="max").tolist()
+        self.interrupted = stop > 0
+        if self.interrupted or pl_module.progress >= 1:
             trainer.should_stop = True
         elif time.monotonic() - self._saved > self.config.run.checkpoint_seconds:
             self.save(trainer, pl_module, finished=False)
@@ -96,8 +87,11 @@ class Keeper(pl.Callback):
     def save(self, trainer: pl.Trainer, module: StageModule, *, finished: bool) -> None:
         """Write the stage's checkpoint (rank 0)."""
         if trainer.is_global_zero:
-            optimiser = trainer.optimizers[0].state_dict() if not finished else {}
-            state = TrainingState(module.stage, module.step, module.seconds, finished, optimiser)
+            state = TrainingState(module.stage, module.step, module.seconds, finished)
+            state.epoch, state.position = self.feed.place(module.step)
+            state.frames = self.feed.by_scene()
+            if not finished:
+                state.optimiser = trainer.optimizers[0].state_dict()
             save_checkpoint(self.folder, module.network, self.config, state)
         self._saved = time.monotonic()
 
@@ -105,9 +99,11 @@ class Keeper(pl.Callback):
 def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     """Train both stages (or the second alone, without `ablation.two_stage`) from the store into `config.out`.
 
-    Writes `untrained/`, `stage1/`, `stage2/` (checkpoint folders), `tensorboard/` and `config.yaml`. SIGTERM saves a
-    checkpoint and returns with `finished` false; `train(config, resume=True)` then goes on as if nothing had happened,
-    and returns at once where everything is done.
+    Writes `untrained/`, `stage1/`, `stage2/` (checkpoint folders), `tensorboard/` and `config.yaml`. SIGTERM ends the
+    step under way, saves a checkpoint and returns with `finished` false; `train(config, resume=True)` then goes on as
+    if nothing had happened, and returns at once where everything is done.
+
+    Under torchrun every process calls this; they share the steps (see `StepSampler`) and the first one writes.
 
     Raises:
         ConfigError: `config.out` already holds a run and `resume` is false, or it holds a run of another configuration.
@@ -120,15 +116,18 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     _prepare(config, resume)
     network = _initial_network(config)
     results: list[StageResult] = []
-    for stage in (1, 2) if config.ablation.two_stage else (2,):
-        results.append(run_stage(config, stage, network, resume=resume))
-        if not results[-1].finished:
-            break
+    with stop_on_sigterm() as stop:
+        for stage in (1, 2) if config.ablation.two_stage else (2,):
+            results.append(run_stage(config, stage, network, resume=resume, stop=stop))
+            if not results[-1].finished:
+                break
     finished = all(result.finished for result in results) and results[-1].stage == 2
     return RunResult(config.out, config.out / "untrained", tuple(results), finished, time.monotonic() - started)
 
 
-def run_stage(config: TrainConfig, stage: int, network: OccFlow, *, resume: bool = False) -> StageResult:
+def run_stage(
+    config: TrainConfig, stage: int, network: OccFlow, *, resume: bool = False, stop: StopRequest | None = None
+) -> StageResult:
     """Train `network` in place through one stage; its checkpoint folder is `config.out/stage<stage>`."""
     folder = config.out / f"stage{stage}"
     state = TrainingState(stage, step=0, seconds=0.0, finished=False)
@@ -138,27 +137,23 @@ def run_stage(config: TrainConfig, stage: int, network: OccFlow, *, resume: bool
         load_weights(network, found)
         if state.finished:
             return StageResult(stage, folder, True, state.step, state.seconds)
-    frames = training_frames(config, stage, StoreReader(config.store))
-    trainer_options = _trainer_options(config)
-    keeper = Keeper(folder, config)
+    reader = StoreReader(config.store)
+    frames = frames_again(state.frames, training_frames(config, stage, reader), reader)
+    feed = StageFeed(config, stage, frames, state)
+    keeper = Keeper(folder, config, feed, stop or StopRequest())
+    reporter = Reporter(config.run.log_every, config.run.progress)
     with _quiet():
-        trainer = pl.Trainer(callbacks=[Reporter(config.run.log_every, config.run.progress), keeper], **trainer_options)
-        total = stage_steps(stage_settings(config, stage), len(frames), config.run.batch * trainer.world_size)
+        trainer = pl.Trainer(callbacks=[reporter, keeper], **_trainer_options(config))
+        total = stage_steps(stage_settings(config, stage), len(frames), config.run.batch * trainer.world_size, state)
         module = StageModule(config, stage, network.train(), total)
-        module.step, module.seconds_before = state.step, state.seconds
+        module.step, module.seconds_before, module.seconds_agreed = state.step, state.seconds, state.seconds
         module.optimiser_state = state.optimiser or None
-        loader = build_loader(config, stage, frames, state.step, total, trainer.global_rank, trainer.world_size)
+        feed.serve(trainer, module)
         if module.progress < 1:
-            trainer.fit(module, loader)
+            trainer.fit(module, feed)
         finished = not keeper.interrupted
         keeper.save(trainer, module, finished=finished)
     return StageResult(stage, folder, finished, module.step, module.seconds, module.totals)
-
-
-def stage_steps(settings: StageConfig, frames: int, global_batch: int) -> int:
-    """Optimiser steps of a stage: the lower of its epochs and its max_steps; endless where only time limits it."""
-    by_epochs = math.ceil(settings.epochs * frames / global_batch) if settings.epochs else _ENDLESS
-    return max(1, min(by_epochs, settings.max_steps or _ENDLESS))
 
 
 def _first_process() -> bool:
@@ -219,10 +214,17 @@ def _initial_network(config: TrainConfig) -> OccFlow:
 
 def _trainer_options(config: TrainConfig) -> dict[str, Any]:
     run = config.run
-    several = run.devices != 1 and run.accelerator != "cpu" and torch.cuda.device_count() > 1
+    devices = run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1
+    nodes, several = 1, run.devices != 1 and run.accelerator != "cpu" and torch.cuda.device_count() > 1
+    if torch.distributed.is_torchelastic_launched():
+        # torchrun decides how many processes there are, whatever the configuration says.
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+        several = devices * nodes > 1
     return {
         "accelerator": run.accelerator,
-        "devices": run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1,
+        "devices": devices,
+        "num_nodes": nodes,
         "precision": run.precision,
         "strategy": "ddp" if several else "auto",
         "max_epochs": 1,

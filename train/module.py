@@ -49,7 +49,9 @@ def stage_settings(config: TrainConfig, stage: int) -> StageConfig:
 class StageModule(pl.LightningModule):
     """Trains a network through one stage.
 
-    `step` counts the stage's optimiser steps over all its interruptions; everything random in a step is seeded by it.
+    `step` counts the stage's optimiser steps over all its interruptions. Everything random in a step is seeded from
+    (seed, stage, step, rank): the rays, samples and jitter by a generator of the step's own, the network's dropout by
+    torch's global one. What a sample draws (neighbours, LiDAR returns) is seeded from (seed, stage, draw).
     """
 
     def __init__(self, config: TrainConfig, stage: int, network: OccFlow, total_steps: int) -> None:
@@ -58,6 +60,7 @@ class StageModule(pl.LightningModule):
         self.settings = stage_settings(config, stage)
         self.step = 0
         self.seconds_before = 0.0
+        self.seconds_agreed = 0.0
         self.started = time.monotonic()
         self.skipped = 0
         self.numbers: dict[str, float] = {}
@@ -153,8 +156,11 @@ class StageModule(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """Part of the stage that is over, 0..1, by the limit that is nearest."""
-        by_time = self.seconds / self.settings.max_seconds if self.settings.max_seconds else 0.0
+        """Part of the stage that is over, 0..1, by the limit that is nearest; the same in all processes.
+
+        Time counts as of the end of the last step, by the clock that is furthest (`seconds_agreed`).
+        """
+        by_time = self.seconds_agreed / self.settings.max_seconds if self.settings.max_seconds else 0.0
         return min(1.0, max(self.step / self.total_steps, by_time))
 
     @property

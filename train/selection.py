@@ -91,3 +91,29 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
         for name, t in frames:
             require_no_lidar(reader.scene(name), derived, t)
     return frames
+
+
+def frames_again(
+    kept: dict[str, list[int]], found: list[tuple[str, int]], reader: StoreReader
+) -> list[tuple[str, int]]:
+    """The keyframes that a stage began with (`kept`, by scene), for it to go on with; all of `found` where it begins.
+
+    What was committed since then has to wait for the next stage: another list would be another order.
+
+    Raises:
+        CueMissing: some can no longer be trained on.
+    """
+    if not kept:
+        return found
+    frames = [(name, t) for name, numbers in kept.items() for t in numbers]
+    lost = sorted(set(frames) - set(found))
+    if lost:
+        name, t = lost[0]
+        raise CueMissing(
+            f"{reader.path}: the stage to go on with began with {len(frames)} keyframes, and {len(lost)} of them "
+            f"(first: {name}:{t}) no longer have every cue it needs. Extract them again (`occflow cues`), or train "
+            "anew into another `out`."
+        )
+    if len(found) > len(frames):
+        log.warning("%d keyframes came since this stage began; it goes on with its own", len(found) - len(frames))
+    return frames

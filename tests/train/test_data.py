@@ -15,7 +15,7 @@ from storage.reader import StoreReader
 from storage.store import CueStore, UnitId
 from train.batch import Batch, collate
 from train.config import ConfigError, TrainConfig
-from train.data import KeyframeDataset, StepSampler, build_loader, draw_returns
+from train.data import KeyframeDataset, build_loader, draw_returns
 from train.neighbours import Neighbour, candidates, draw_neighbour
 from train.selection import Exclusion, training_frames
 from train.settings import NeighbourConfig
@@ -227,16 +227,6 @@ def test_samples_repeat_by_seed_and_differ_by_draw(tiny_config: Make) -> None:
     assert not torch.equal(first.lidar_points, other.lidar_points)
 
 
-def test_sampler_goes_on_where_it_stopped() -> None:
-    whole = list(StepSampler(7, 2, seed=1, stage=1, start=0, stop=14))
-    assert whole[9:] == list(StepSampler(7, 2, seed=1, stage=1, start=9, stop=14))
-    frames = [frame for keys in whole for _, frame in keys]
-    for epoch in range(4):
-        assert sorted(frames[7 * epoch : 7 * epoch + 7]) == list(range(7))
-    draws = {draw for rank in (0, 1) for keys in StepSampler(7, 2, 1, 1, 0, 5, rank, 2) for draw, _ in keys}
-    assert draws == set(range(20))
-
-
 def test_cache_is_bounded_and_changes_nothing(tiny_config: Make) -> None:
     config = tiny_config()
     dataset = KeyframeDataset(config, 2, [("a", t) for t in range(5)], 60_000)
@@ -257,13 +247,15 @@ def test_batches_stack_and_move(tiny_config: Make) -> None:
     assert batch.to("cpu").earlier.images.shape == (2, 2, 3, 16, 32)
 
 
-def test_workers_read_the_same(tiny_config: Make) -> None:
+def test_the_number_of_workers_changes_nothing(tiny_config: Make) -> None:
     config = tiny_config()
-    frames = [("a", 1), ("a", 2)]
-    own = list(build_loader(config, 2, frames, 0, 2))
-    spawned = list(
-        build_loader(config.model_copy(update={"data": config.data.model_copy(update={"workers": 1})}), 2, frames, 0, 2)
-    )
+    frames = [("a", 1), ("a", 2), ("b", 3)]
+    own = list(build_loader(config, 2, frames, steps=4, first=1))
+    two = config.model_copy(update={"data": config.data.model_copy(update={"workers": 2})})
+    spawned = list(build_loader(two, 2, frames, steps=4, first=1))
+    assert len(own) == len(spawned) == 4
     for left, right in zip(own, spawned, strict=True):
         assert torch.equal(left.frames.images, right.frames.images)
         assert torch.equal(left.earlier.cam_from_ref, right.earlier.cam_from_ref)
+        assert left.lidar_points is not None
+        assert torch.equal(left.lidar_points, right.lidar_points)

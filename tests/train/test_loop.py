@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +11,24 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import train.loop
 from model.checkpoint import CheckpointError
 from model.network import OccFlow
+from occflow import app
+from storage.errors import CueMissing
+from storage.store import CueStore, UnitId
 from storage.truth import truth_path
 from train.checkpoint import TrainingState, find_checkpoint, load_model, load_state, save_checkpoint
-from train.config import ConfigError, TrainConfig, load_config
-from train.data import build_loader
-from train.loop import run_stage, stage_steps
+from train.config import ConfigError, TrainConfig, dump_config, load_config
+from train.data import KeyframeDataset, build_loader
+from train.feed import stage_steps
+from train.loop import run_stage
 from train.loop import train as run
 from train.module import StageModule, stage_settings
 from train.schedule import build_optimiser, part_rate, rate_factor
+from train.settings import StageConfig
 
 Make = Callable[..., TrainConfig]
 
@@ -126,6 +133,76 @@ def test_sigterm_saves_and_resuming_changes_nothing(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_command_tells_of_an_orderly_stop(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config()
+    path = tmp_path / "train.yaml"
+    path.write_text(dump_config(config))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, 0)
+        stopped = CliRunner().invoke(app, ["train", str(path)])
+    assert stopped.exit_code == 143
+    assert "stage 1: 1 steps" in stopped.output
+    assert "stopped early; next: the same command with --resume" in stopped.output
+    assert load_state(config.out / "stage1").step == 1
+    done = CliRunner().invoke(app, ["train", str(path), "--resume"])
+    assert done.exit_code == 0
+    assert "next: occflow eval" in done.output
+
+
+def test_the_rest_of_an_epoch_is_what_was_not_seen(
+    make_world: Any, tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten keyframes in batches of three, interrupted in the second step, scene c committed in between."""
+    long = {"stage1": {"epochs": 1.0, "max_steps": None, "warmup_steps": 0}, "run": {"batch": 3}}
+    store = tmp_path / "store.zarr"
+    shutil.copytree(tiny_config().store, store)
+    drawn: list[int] = []
+    original = KeyframeDataset.__getitem__
+
+    def listed(self: KeyframeDataset, key: tuple[int, int]) -> Any:
+        if self.stage == 1:
+            drawn.append(int(key[1]))
+        return original(self, key)
+
+    monkeypatch.setattr(KeyframeDataset, "__getitem__", listed)
+    whole = run(tiny_config(**long, store=store, out=tmp_path / "whole"))
+    expected = drawn.copy()
+    assert whole.stages[0].steps == 4
+    assert sorted(expected[:10]) == list(range(10)), "the fourth step ends the epoch and begins the next"
+    drawn.clear()
+    config = tiny_config(**long, store=store, out=tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, 1)
+        cut = run(config)
+    state = load_state(config.out / "stage1")
+    assert (state.step, state.epoch, state.position) == (2, 0, 6)
+    assert state.frames == {"a": list(range(5)), "b": list(range(5))}
+    del drawn[6:]  # the loader reads ahead
+    make_world().write(tmp_path / "more.zarr", scenes=("c",))
+    shutil.copytree(tmp_path / "more.zarr" / "scenes" / "c", store / "scenes" / "c")
+    for record in (tmp_path / "more.zarr" / "commits").glob("*--c--*.json"):
+        shutil.copy(record, store / "commits")
+    rest = run(config, resume=True)
+    assert drawn == expected
+    assert cut.stages[0].losses + rest.stages[0].losses == whole.stages[0].losses
+    assert sum(map(len, load_state(rest.checkpoint).frames.values())) == 15, "the next stage has the new scene too"
+
+
+def test_a_stage_cannot_go_on_without_its_keyframes(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = shutil.copytree(tiny_config().store, tmp_path / "store.zarr")
+    config = tiny_config(store=store)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, 1)
+        run(config)
+    CueStore.open(store).discard(UnitId("lidar", "b", 0))
+    with pytest.raises(CueMissing, match=r"began with 10 keyframes, and 5 of them \(first: b:0\)"):
+        run(config, resume=True)
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
     tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,8 +254,17 @@ def test_time_ends_a_stage(tiny_config: Make) -> None:
 
 def test_epochs_and_steps() -> None:
     settings = load_config("nuscenes").stage1
-    assert stage_steps(settings, frames=28130, global_batch=8) == 35163
-    assert stage_steps(settings.model_copy(update={"max_steps": 100}), 28130, 8) == 100
+    begun = TrainingState(1, step=0, seconds=0.0, finished=False)
+    assert stage_steps(settings, 28130, 8, begun) == 35163
+    assert stage_steps(settings.model_copy(update={"max_steps": 100}), 28130, 8, begun) == 100
+
+
+def test_steps_that_are_left_when_the_number_of_processes_changes() -> None:
+    """10 epochs of 12 frames: 20 steps of 2 by one process; the other 80 frames take four processes 10 steps of 8."""
+    settings = StageConfig(epochs=10)
+    state = TrainingState(1, step=20, seconds=0.0, finished=False, epoch=3, position=4)
+    assert stage_steps(settings, 12, 2, state) == 60
+    assert stage_steps(settings, 12, 8, state) == 30
 
 
 def test_removing_the_truth_changes_no_step(make_world: Any, tiny_config: Make, tmp_path: Path) -> None:
@@ -261,7 +347,7 @@ def test_every_trained_parameter_gets_a_gradient(tiny_config: Make, stage: int, 
     base = tiny_config().model_dump()["model"]
     config = tiny_config(model={**base, "fusion": {**base["fusion"], "kind": kind}})
     module = StageModule(config, stage, OccFlow(config.model), 10)
-    batch = next(iter(build_loader(config, stage, [("a", 2)], 0, 1)))
+    batch = next(iter(build_loader(config, stage, [("a", 2)], steps=1)))
     module.training_step(batch, 0).backward()
     without = [n for n, p in module.network.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
