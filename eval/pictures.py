@@ -13,12 +13,14 @@ from eval.colours import NO_DATA, depth_colours, flow_colours, height_colours
 from eval.frames import TruthSource, chosen_keyframes, open_truth
 from eval.predict import UNKNOWN, Prediction, Predictor, evaluation_grid
 from eval.protocols import occupied_in
+from eval.rules import usual_protocol
 from eval.views import View, lidar_views, views
 from eval.voxels import chase_view, from_above, perspective
 from geometry.cameras import scale_intrinsics
 from geometry.grid import VoxelGrid
 from model.network import OccFlow
 from model.render import render_view
+from storage.location import ObjectPath
 from storage.reader import StoreReader
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -67,7 +69,7 @@ class KeyframePictures:
 
 def draw_examples(
     model: OccFlow,
-    store: str | Path,
+    store: str | Path | ObjectPath,
     scenes: Sequence[str] | None = None,
     count: int = 3,
     *,
@@ -75,7 +77,8 @@ def draw_examples(
     workers: int = 2,
 ) -> list[KeyframePictures]:
     """Pictures of `count` keyframes with images, evenly spread over the scenes (default all), with truth if any."""
-    reader, truth = StoreReader(store), open_truth(Path(store))
+    reader = StoreReader(store)
+    truth = open_truth(reader.path)
     grid = evaluation_grid(model.config.grid.build(), truth and truth.attributes.occupancy_grid)
     predictor, source = Predictor(model, reader, grid, threshold), TruthSource(reader, truth)
     frames = chosen_keyframes(reader, scenes, queue_length=1)
@@ -95,12 +98,14 @@ def draw_keyframe(predictor: Predictor, source: TruthSource, scene: str, t: int,
     seen = around(views(table, t, attributes.network_size, attributes.render_size))
     size = tile_size(len(seen), attributes.network_size)
     rendered = [render_tile(predictor, prediction, view, size) for view in seen]
+    # What the protocol frees is neither supervised nor measured, and would hide what lies below it.
+    counted = usual_protocol(attributes.dataset, grid).free_above
     heights = (grid.lower[2], grid.upper[2])
     volume = source.volume(scene, t)
     truth = None
     if volume is not None:
         occupied = occupied_in(volume[0], source.classes) & (volume[0] != UNKNOWN)
-        truth = draw_volume(occupied, volume[1], grid, heights, workers)
+        truth = draw_volume(lowest(occupied, counted), volume[1], grid, heights, workers)
     return KeyframePictures(
         scene=scene,
         t=t,
@@ -112,9 +117,17 @@ def draw_keyframe(predictor: Predictor, source: TruthSource, scene: str, t: int,
         depth=[depth for depth, _ in rendered],
         lidar=lidar_tiles(predictor, scene, t, seen, size),
         motion=[motion for _, motion in rendered],
-        predicted=draw_volume(prediction.occupied, prediction.flow, grid, heights, workers),
+        predicted=draw_volume(lowest(prediction.occupied, counted), prediction.flow, grid, heights, workers),
         truth=truth,
     )
+
+
+def lowest(occupied: Bool[np.ndarray, "x y z"], layers: int | None) -> Bool[np.ndarray, "x y z"]:
+    """A volume with all but its lowest layers freed; None leaves it as it is."""
+    freed = occupied.copy()
+    if layers is not None:
+        freed[:, :, layers:] = False
+    return freed
 
 
 def around(found: Sequence[View]) -> list[View]:

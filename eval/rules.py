@@ -37,9 +37,9 @@ def rules_for(truth: StoreAttributes | None, dataset: str, model_grid: VoxelGrid
     """
     described = None if truth is None else truth.occupancy_grid
     grid = evaluation_grid(model_grid, described)
-    kitti = "kitti" in dataset.lower() or grid.shape == KITTI_GRID.shape
+    kitti = is_kitti(dataset, grid)
     try:
-        protocol = protocol_named(asked or ("semantickitti" if kitti else "geometry"))
+        protocol = protocol_named(asked) if asked else usual_protocol(dataset, grid)
     except ValueError as error:
         raise EvaluationError(str(error)) from None
     if protocol.class_aware:
@@ -52,6 +52,16 @@ def rules_for(truth: StoreAttributes | None, dataset: str, model_grid: VoxelGrid
         return Rules(protocol, grid, (), False, (reason,))
     missing = ("truth on KITTI's grid has no velocities: no mAVE, no flow error",) if kitti else ()
     return Rules(protocol, grid, with_free(truth.occupancy_classes), not kitti, missing)
+
+
+def is_kitti(dataset: str, grid: VoxelGrid) -> bool:
+    """Whether KITTI's conventions hold: its name, or its grid."""
+    return "kitti" in dataset.lower() or grid.shape == KITTI_GRID.shape
+
+
+def usual_protocol(dataset: str, grid: VoxelGrid) -> RayProtocol:
+    """The rule of RayIoU where none is asked for."""
+    return protocol_named("semantickitti" if is_kitti(dataset, grid) else "geometry")
 
 
 def with_free(classes: tuple[str, ...]) -> tuple[str, ...]:

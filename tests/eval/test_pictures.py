@@ -108,3 +108,12 @@ def test_the_car_is_at_the_origin() -> None:
     rows, columns = np.nonzero((with_car(np.full((256, 256, 3), 255, np.uint8), KITTI_GRID) != 255).any(axis=-1))
     assert rows.min() > 230
     assert columns.mean() == pytest.approx(127.5, abs=0.6)
+
+
+def test_layers_that_the_protocol_frees_are_not_drawn() -> None:
+    full = np.ones((3, 2, 16), dtype=bool)
+    drawn = drawing.lowest(full, 12)
+    assert drawn[:, :, :12].all()
+    assert not drawn[:, :, 12:].any()
+    assert full.all()
+    assert drawing.lowest(full, None).all()
