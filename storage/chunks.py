@@ -1,28 +1,46 @@
-"""Direct reads of committed chunks: record, cached shard index, pread, checksum, decode. No zarr."""
+"""Direct reads of committed chunks: record, cached shard index, one read, checksum, decode. No zarr."""
 
 import hashlib
 import json
 import os
 import threading
+import time
 from collections import OrderedDict
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from storage.codecs import EMPTY, decode_chunk, decode_index, index_size
-from storage.commit import CommitRecord, ShardEntry, commit_path, read_record, record_units, schema_error
+from storage.backend import ObjectBackend, backend
+from storage.codecs import EMPTY, decode_chunk
+from storage.commit import (
+    CommitRecord,
+    ShardEntry,
+    commit_path,
+    read_record,
+    read_records,
+    record_units,
+    schema_error,
+)
 from storage.errors import CueMissing, StoreDamage, StoreError, StoreRebuilt
 from storage.layout import INIT, SPARE_ROOT, TABLE_ARRAYS, UnitId, encode_json, generation_path
+from storage.location import Location, ObjectPath
 from storage.schema import SCHEMA_VERSION, SceneTable, StoreAttributes
+from storage.shards import LocalShard, RemoteShard, RowCache
 
 OPEN_SHARDS = 128
 """Shard files kept open per reader; each costs a descriptor and 16 bytes per chunk."""
+REMOTE_SHARDS = 1024
+"""The same in a bucket, where one costs no descriptor, but a request to open."""
+RECORDS_S = 5.0
+"""Seconds for which a listing of a bucket's records is believed: so long a new unit may stay unseen."""
 _REPAIR = "Run `occflow verify --repair` on the store, then `occflow cues` again to rebuild the unit."
 
 
-def read_attributes(root: Path) -> StoreAttributes:
+def read_attributes(root: Location) -> StoreAttributes:
     """Root attributes of a store.
 
     Raises:
@@ -30,17 +48,17 @@ def read_attributes(root: Path) -> StoreAttributes:
         SchemaVersionError: it has another schema version.
         StoreDamage: its root zarr.json was changed.
     """
-    path = root / "zarr.json"
+    path, place = root / "zarr.json", backend(root)
     try:
-        raw = path.read_bytes()
+        raw = place.get("zarr.json")
     except (FileNotFoundError, NotADirectoryError) as error:
-        if (root / SPARE_ROOT).exists():
+        if place.exists(SPARE_ROOT):
             raise StoreDamage(f"{path}: missing. Run `occflow verify --repair`: it restores it from a copy.") from error
         raise StoreError(f"{root}: no cue store here (no zarr.json). Check the path, or run `occflow cues`.") from error
     return parse_attributes(raw, path)
 
 
-def parse_attributes(raw: bytes, path: Path) -> StoreAttributes:
+def parse_attributes(raw: bytes, path: Location) -> StoreAttributes:
     """Attributes from the content of a root zarr.json. Raises SchemaVersionError, StoreDamage."""
     try:
         attributes = json.loads(raw)["attributes"]
@@ -56,32 +74,31 @@ def parse_attributes(raw: bytes, path: Path) -> StoreAttributes:
     return StoreAttributes(**{**content, **tuples})
 
 
-@dataclass
-class _OpenShard:
-    """A shard's descriptor and index. Closed when the last user lets go, so a cache may drop it at any time."""
-
-    descriptor: int
-    index: np.ndarray
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-
 class ChunkReader:
-    """Chunks of committed units of one store, by name and position. Threads may share it; pickles as its path."""
+    """Chunks of committed units of one store, by name and position. Threads may share it; pickles as its path.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        ahead: in a bucket, read the records of a whole scene when one of them is wanted, several at a time, and
+            believe a listing of the records for RECORDS_S: for readers that go through scenes.
+    """
+
+    def __init__(self, root: Location, *, ahead: bool = False) -> None:
         self.root = root
+        self._ahead_of = ahead
+        self._listing_lock = threading.Lock()
+        self._listing: tuple[float, set[UnitId]] = (-RECORDS_S, set())
+        self._remote = ObjectBackend(root) if isinstance(root, ObjectPath) else None
+        self._rows = RowCache()
         self._lock = threading.Lock()
-        self._shards: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._shards: OrderedDict[str, LocalShard | RemoteShard] = OrderedDict()
         self._records: dict[UnitId, CommitRecord] = {}
         self._stamps: dict[UnitId, tuple[int, int] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root}
+        return {"root": self.root, "ahead": self._ahead_of}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["root"])
+        self.__init__(state["root"], ahead=state["ahead"])
 
     def record(self, unit: UnitId) -> CommitRecord | None:
         """The unit's record, None when it is not committed. A found record is kept: the reader sees one generation."""
@@ -89,6 +106,8 @@ class ChunkReader:
             known = self._records.get(unit)
         if known is not None:
             return known
+        if self._remote is not None and self._ahead_of:
+            return self._record_ahead(unit)
         stamp = _stamp(commit_path(self.root, unit))
         found = read_record(self.root, unit)
         if found is not None:
@@ -97,6 +116,23 @@ class ChunkReader:
                     self._records[unit], self._stamps[unit] = found, stamp
                 found = self._records[unit]
         return found
+
+    def _record_ahead(self, unit: UnitId) -> CommitRecord | None:
+        """As `record`, with all records of its scene."""
+        # Not the lock of shards: requests that others have under way, and are waited for here, take that one.
+        with self._listing_lock:
+            listed, present = self._listing
+            if time.monotonic() - listed > RECORDS_S:
+                present = set(record_units(self.root))
+                self._listing = (time.monotonic(), present)
+            wanted = [u for u in present if u.scene == unit.scene and u not in self._records]
+            if unit in wanted:
+                for one, found in zip(wanted, read_records(self.root, wanted), strict=True):
+                    if isinstance(found, CommitRecord):
+                        self._records[one] = found
+                    elif one == unit and found is not None:
+                        raise found
+            return self._records.get(unit)
 
     def visible(self, unit: UnitId) -> CommitRecord | None:
         """As `record`, but None also for a block that was committed under another init unit than the scene's."""
@@ -146,21 +182,45 @@ class ChunkReader:
         """All of a unit's part of an array, (frames, ...). Raises as `chunk`."""
         entry = record.shard(name)
         layout = entry.layout
+        shard = self._load(record, entry, whole=True) if self._remote is not None else None
         shape = (record.frames[1] - record.frames[0], *layout.shape[1:])
         out = np.full(tuple(max(n, s) for n, s in zip(shape, layout.shard, strict=True)), layout.fill, layout.dtype)
         for number, position in enumerate(np.ndindex(*layout.grid)):
             corner = [p * c for p, c in zip(position, layout.chunk, strict=True)]
             if all(low < n for low, n in zip(corner, shape, strict=True)):
                 place = tuple(slice(low, low + c) for low, c in zip(corner, layout.chunk, strict=True))
-                out[place] = self._decode(record, entry, number)
+                out[place] = self._decode(record, entry, number, shard)
         return np.ascontiguousarray(out[tuple(slice(0, n) for n in shape)])
+
+    @property
+    def remote(self) -> bool:
+        """Whether every read is a request, so that `prefetch` is worth its while."""
+        return self._remote is not None
+
+    def prefetch(self, wanted: Iterable[tuple[CommitRecord, str, int]]) -> None:
+        """Fetch all chunks of (record, array, keyframe), several requests at a time; nothing on a disk.
+
+        What fails here fails again, and is told, when it is read.
+        """
+        if self._remote is None:
+            return
+        pool, under_way = self._remote.client.pool, list[Future[None]]()
+        for record, name, t in wanted:
+            under_way.append(pool.submit(self._ahead, record, record.shard(name), t))
+        for future in under_way:
+            future.exception()
+
+    def _ahead(self, record: CommitRecord, entry: ShardEntry, t: int) -> None:
+        shard = self._open(record, entry)
+        if isinstance(shard, RemoteShard):
+            shard.ahead(t - record.frames[0])
 
     def table(self, scene: str) -> SceneTable:
         """The scene's table. Raises CueMissing, StoreDamage, StoreRebuilt."""
         record = self.require(UnitId(INIT, scene))
         path = f"{generation_path(scene, record.generation)}/frames/zarr.json"
         try:
-            raw = (self.root / path).read_bytes()
+            raw = backend(self.root).get(path)
         except FileNotFoundError as error:
             raise self._gone(record, path) from error
         if hashlib.sha256(raw).hexdigest() != record.metadata.get(path):
@@ -170,52 +230,62 @@ class ChunkReader:
         sizes = {name: rest[name] for name in ("max_image_bytes", "max_sweep_bytes", "max_lidar_points")}
         return SceneTable(tokens=tuple(rest["tokens"]), tags=tuple(rest["tags"]), **arrays, **sizes)
 
-    def _decode(self, record: CommitRecord, entry: ShardEntry, number: int) -> np.ndarray:
-        shard = self._open(record, entry)
+    def _decode(
+        self, record: CommitRecord, entry: ShardEntry, number: int, shard: LocalShard | RemoteShard | None = None
+    ) -> np.ndarray:
+        if shard is None:
+            shard = self._open(record, entry)
         offset, length = (int(n) for n in shard.index[number])
-        where = f"{self.root / entry.key}: chunk {number} of unit {record.unit}"
         if offset == EMPTY or offset + length > entry.size:
-            raise StoreDamage(f"{where} is not in the shard. {_REPAIR}")
-        data = os.pread(shard.descriptor, length, offset)
+            raise StoreDamage(f"{self._where(record, entry, number)} is not in the shard. {_REPAIR}")
+        try:
+            data = shard.read(number, offset, length)
+        except FileNotFoundError as error:
+            raise self._gone(record, entry.key) from error
         try:
             return decode_chunk(data, entry.layout.codec, np.dtype(entry.layout.dtype), entry.layout.chunk)
         except StoreDamage as error:
-            raise StoreDamage(f"{where}: {error}. {_REPAIR}") from error
+            raise StoreDamage(f"{self._where(record, entry, number)}: {error}. {_REPAIR}") from error
 
-    def _open(self, record: CommitRecord, entry: ShardEntry) -> _OpenShard:
+    def _where(self, record: CommitRecord, entry: ShardEntry, number: int) -> str:
+        return f"{self.root / entry.key}: chunk {number} of unit {record.unit}"
+
+    def _open(self, record: CommitRecord, entry: ShardEntry) -> LocalShard | RemoteShard:
         """The open shard, checked to be still in place and whole."""
         with self._lock:
             shard = self._shards.get(entry.key)
             if shard is not None:
                 self._shards.move_to_end(entry.key)
-        state = os.fstat(shard.descriptor) if shard is not None else None
-        if shard is None or state is None or state.st_nlink == 0:
+        size = shard.size() if shard is not None else None
+        if shard is None or size is None:
             shard = self._load(record, entry)
             with self._lock:
                 self._shards[entry.key] = shard
-                while len(self._shards) > OPEN_SHARDS:
+                while len(self._shards) > (OPEN_SHARDS if self._remote is None else REMOTE_SHARDS):
                     self._shards.popitem(last=False)
-        elif state.st_size != entry.size:
-            raise self._truncated(entry, state.st_size)
+        elif size != entry.size:
+            raise self._truncated(entry, size)
         return shard
 
-    def _load(self, record: CommitRecord, entry: ShardEntry) -> _OpenShard:
+    def _load(self, record: CommitRecord, entry: ShardEntry, *, whole: bool = False) -> LocalShard | RemoteShard:
         path = self.root / entry.key
+        shard: LocalShard | RemoteShard
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if self._remote is not None:
+                shard = RemoteShard(self._remote, entry, self._rows, whole=whole)
+            else:
+                shard = LocalShard(Path(str(path)))
+                # After the open: data of another commit at this path is only ever there after the record of this one
+                # is gone. In a bucket there never is any: no two commits write one key.
+                if self._stamps.get(record.unit) != _stamp(commit_path(self.root, record.unit)):
+                    self._check_current(record, entry.key)
         except FileNotFoundError as error:
             raise self._gone(record, entry.key) from error
-        shard = _OpenShard(descriptor, np.empty((0, 2), np.uint64))
-        # After the open: data of another commit at this path is only ever there after the record of this one is gone.
-        if self._stamps.get(record.unit) != _stamp(commit_path(self.root, record.unit)):
-            self._check_current(record, entry.key)
-        size = os.fstat(descriptor).st_size
+        size = shard.size()
         if size != entry.size:
-            raise self._truncated(entry, size)
-        chunks = int(np.prod(entry.layout.grid))
-        length = index_size(chunks)
+            raise self._truncated(entry, size or 0)
         try:
-            shard.index = decode_index(os.pread(descriptor, length, size - length))
+            shard.read_index(entry)
         except (StoreDamage, OSError) as error:
             raise StoreDamage(f"{path}: {error}. {_REPAIR}") from error
         return shard
@@ -242,8 +312,10 @@ class ChunkReader:
         return StoreDamage(f"{self.root / key}: this committed file is missing. {_REPAIR}")
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is replaced; None without a file."""
+def _stamp(path: Location) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None without a file, and for an object: nobody asks for it."""
+    if isinstance(path, ObjectPath):
+        return None
     try:
         state = os.stat(path)
     except FileNotFoundError:

@@ -1,12 +1,12 @@
 """Removes data that no commit record refers to: leftovers of killed writers and generations that were replaced."""
 
-import contextlib
 from pathlib import Path
 
 from storage import files
-from storage.commit import CommitRecord, commit_path, is_init, read_record, record_units
+from storage.commit import CommitRecord, commit_path, is_init, read_record, read_records, record_units
 from storage.errors import StoreDamage
 from storage.layout import INIT, UnitId, generation_path
+from storage.location import Location
 from storage.schema import ArraySpec
 
 
@@ -27,21 +27,20 @@ def collect_unit(root: Path, unit: UnitId, specs: tuple[ArraySpec, ...], record:
                 files.remove_file(path)
 
 
-def referenced(root: Path, scene: str) -> set[Path]:
-    """Files that the scene's readable records name, data and metadata."""
-    found: set[Path] = set()
-    for unit in record_units(root):
-        if unit.scene == scene:
-            with contextlib.suppress(StoreDamage):
-                record = read_record(root, unit)
-                if record is not None:
-                    found.update(root / shard.key for shard in record.shards)
-                    found.update(root / path for path in record.metadata)
+def referenced(root: Location, scene: str) -> set[str]:
+    """Keys of the files that the scene's readable records name, data and metadata."""
+    found: set[str] = set()
+    for record in read_records(root, [unit for unit in record_units(root) if unit.scene == scene]):
+        if isinstance(record, CommitRecord):
+            found.update(shard.key for shard in record.shards)
+            found.update(record.metadata)
     return found
 
 
 def collect_scene(root: Path, scene: str) -> None:
     """Remove the records of blocks that belong to an earlier init of the scene, then every file nobody names.
+
+    For stores on a disk, as all of this file but `referenced`; claims.py has the like for buckets.
 
     The caller holds the scene's init lock, so that no block of it is being written.
     """
@@ -53,7 +52,7 @@ def collect_scene(root: Path, scene: str) -> None:
     keep = referenced(root, scene)
     base = root / generation_path(scene, 0)
     for path in sorted(p for p in base.rglob("*") if p.is_file()):
-        if path not in keep:
+        if path.relative_to(root).as_posix() not in keep:
             files.remove_file(path)
             files.prune_empty(path.parent, base)
 

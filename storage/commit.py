@@ -4,17 +4,19 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from storage import files
+from storage.backend import ObjectBackend, backend
 from storage.errors import SchemaVersionError, StoreDamage, StoreError
 from storage.layout import INIT, ArrayLayout, UnitId, encode_json
+from storage.location import Location, ObjectPath
 from storage.schema import SCHEMA_VERSION
 
 
@@ -102,8 +104,16 @@ class CommitRecord:
         raise KeyError(f"unit {self.unit} holds no array {name!r}; it holds {[s.layout.name for s in self.shards]}")
 
 
-def commit_path(root: Path, unit: UnitId) -> Path:
-    """The file whose presence makes a unit visible."""
+def commit_key(unit: UnitId) -> str:
+    """The file whose presence makes a unit visible, below the store's root."""
+    return f"commits/{unit}.json"
+
+
+LocationT = TypeVar("LocationT", Path, ObjectPath, Location)
+
+
+def commit_path(root: LocationT, unit: UnitId) -> LocationT:
+    """The same as a path."""
     return root / "commits" / f"{unit}.json"
 
 
@@ -129,12 +139,23 @@ def encode_record(record: CommitRecord) -> bytes:
     return encode_json({"record": content, "sha256": digest})
 
 
+def _intact(raw: bytes) -> bool:
+    """Whether these are the bytes of `encode_record`; without encoding anew, which would take as long as all the rest.
+
+    Everything but the record's own text follows from its digest.
+    """
+    head, tail = b'{"record": ', len(b', "sha256": ""}\n') + 64
+    text = raw[len(head) : -tail]
+    digest = hashlib.sha256(text + b"\n").hexdigest()
+    return raw == head + text + f', "sha256": "{digest}"}}\n'.encode()
+
+
 def _layout(value: Mapping[str, Any]) -> ArrayLayout:
     lists = {key: tuple(value[key]) for key in ("shape", "chunk", "shard")}
     return ArrayLayout(**{**value, **lists})
 
 
-def decode_record(raw: bytes, path: Path) -> CommitRecord:
+def decode_record(raw: bytes, path: Location) -> CommitRecord:
     """The inverse of `encode_record`.
 
     Raises:
@@ -145,7 +166,7 @@ def decode_record(raw: bytes, path: Path) -> CommitRecord:
     try:
         found = json.loads(raw)
         content = found["record"]
-        if hashlib.sha256(encode_json(content)).hexdigest() != found["sha256"] or encode_json(found) != raw:
+        if not _intact(raw):
             raise StoreDamage(f"{path}: this commit record was changed after it was written. {remedy}")
         # Only now: the digest is computed alike in every version, and tells another version from a flipped bit.
         if content["schema_version"] != SCHEMA_VERSION:
@@ -164,7 +185,7 @@ def decode_record(raw: bytes, path: Path) -> CommitRecord:
         raise StoreDamage(f"{path}: this commit record cannot be decoded ({error}). {remedy}") from error
 
 
-def schema_error(path: Path, found: object) -> SchemaVersionError:
+def schema_error(path: Location, found: object) -> SchemaVersionError:
     """The error for data of another schema version."""
     return SchemaVersionError(
         f"{path}: written under store schema version {found}; this program reads version {SCHEMA_VERSION}. Extract the "
@@ -177,30 +198,52 @@ def as_read(record: CommitRecord) -> CommitRecord:
     return decode_record(encode_record(record), Path(f"{record.unit}.json"))
 
 
-def read_record(root: Path, unit: UnitId) -> CommitRecord | None:
+def read_record(root: Location, unit: UnitId) -> CommitRecord | None:
     """The unit's record, None when it is not committed. Raises StoreDamage, SchemaVersionError."""
-    path = commit_path(root, unit)
     try:
-        raw = path.read_bytes()
+        raw = backend(root).get(commit_key(unit))
     except FileNotFoundError:
         return None
+    return parse_record(root, unit, raw)
+
+
+def read_records(root: Location, units: Iterable[UnitId]) -> list[CommitRecord | StoreDamage | None]:
+    """As `read_record` of many, in their order, with several requests under way where they are requests.
+
+    A damaged record is returned as the error. Raises SchemaVersionError.
+    """
+
+    def read(unit: UnitId) -> CommitRecord | StoreDamage | None:
+        try:
+            return read_record(root, unit)
+        except StoreDamage as error:
+            return error
+
+    place = backend(root)
+    return place.client.each(read, units) if isinstance(place, ObjectBackend) else [read(unit) for unit in units]
+
+
+def parse_record(root: Location, unit: UnitId, raw: bytes) -> CommitRecord:
+    """The record from its file's content. Raises as `read_record`."""
+    path = commit_path(root, unit)
     record = decode_record(raw, path)
     if record.unit != unit:
         raise StoreDamage(f"{path}: this record is of unit {record.unit}. Run `occflow verify --repair` on the store.")
     return record
 
 
-def record_units(root: Path) -> list[UnitId]:
+def record_units(root: Location) -> list[UnitId]:
     """Units that have a record file, readable or not, sorted; files of other names are not records."""
     found = []
-    for path in (root / "commits").glob("*--*--*.json"):
-        with contextlib.suppress(StoreError):
-            found.append(UnitId.parse(path.stem))
+    for name in backend(root).children("commits")[1]:
+        if name.endswith(".json") and name.count("--") >= 2:
+            with contextlib.suppress(StoreError):
+                found.append(UnitId.parse(name.removesuffix(".json")))
     return sorted(found)
 
 
 def publish(root: Path, record: CommitRecord, scratch: Path, *, replace: bool) -> bool:
-    """Make a unit visible in one step; False when `replace` is False and another record is there.
+    """Make a unit of a store on a disk visible in one step; False when `replace` is False and another record is there.
 
     Raises OSError. If that is from making the record's folder durable, the unit is visible all the same: its data is
     durable, and a repeated commit finds it committed.

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from storage.errors import StoreError
+from storage.location import Location
 
 LOCK_TIMEOUT_S = 600.0
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def explain(error: OSError, path: Path, what: str) -> StoreError:
+def explain(error: OSError, path: Location, what: str) -> StoreError:
     """A StoreError for a failed write, with the remedy that fits the error number."""
     if error.errno in _FULL:
         remedy = "free space on this disk (or move the store), then run the same command again: it resumes"

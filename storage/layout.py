@@ -149,6 +149,34 @@ def generation_path(scene: str, generation: int) -> str:
     return base if generation == 0 else f"{base}/generations/{generation}"
 
 
+def owner_of(key: str, specs: Mapping[str, tuple[ArraySpec, ...]]) -> tuple[UnitId | None, int]:
+    """The unit that a shard's key belongs to (None for a file that is no shard of a known array), and its generation.
+
+    Args:
+        key: of a file below `scenes/`.
+        specs: of the store's kind, see `cue_specs`.
+    """
+    scene, *parts = key.split("/")[1:]
+    generation = 0
+    if parts[:1] == ["generations"] and len(parts) > 2 and parts[1].isdecimal():
+        generation, parts = int(parts[1]), parts[2:]
+    block = parts[-1].split(".")[1:2]
+    if len(parts) < 2 or not block or not block[0].isdecimal():
+        return None, generation
+    if parts[0] == "frames":
+        return UnitId(INIT, scene), generation
+    for cue, arrays in specs.items():
+        if "/".join(parts[:-1]) in {spec.name for spec in arrays}:
+            return UnitId(cue, scene, int(block[0])), generation
+    return None, generation
+
+
+def shard_keys(unit: UnitId, specs: tuple[ArraySpec, ...], generation: int) -> list[str]:
+    """Keys of a block's shards in one generation."""
+    folder = generation_path(unit.scene, generation)
+    return [f"{folder}/{s.name}/" + ".".join(["c", str(unit.block), *["0"] * len(s.shape)]) for s in specs]
+
+
 def axis_sizes(attributes: StoreAttributes, table: SceneTable) -> dict[str, int]:
     """The value of every symbol of the schema for one scene (T keyframes included)."""
     grid = attributes.occupancy_grid

@@ -1,6 +1,7 @@
 """What training and evaluation read: cues of one camera at one keyframe, decoded, checked, and only if committed."""
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from storage.chunks import ChunkReader, read_attributes
 from storage.commit import CommitRecord
 from storage.errors import CueMissing, StoreDamage, StoreError
 from storage.layout import INIT, UnitId
+from storage.location import ObjectPath, as_location
 from storage.schema import SceneTable, StoreAttributes, decode_flow
 
 
@@ -117,6 +119,15 @@ class SceneReader:
         """The commit record of the block: provenance, quality figures, notes. Raises CueMissing."""
         return self._source.require(self.unit(cue, t))
 
+    def prefetch(self, t: int, cues: Iterable[str]) -> None:
+        """Fetch what these cues hold of a keyframe, all cameras, in requests side by side; nothing to do on a disk.
+
+        Cues that are not committed are passed over. What fails is told when it is read.
+        """
+        if self._source.remote:
+            records = [self._source.visible(self.unit(cue, t)) for cue in cues]
+            self._source.prefetch((r, s.layout.name, t) for r in records if r is not None for s in r.shards)
+
     def image(self, t: int, c: int) -> UInt8[np.ndarray, "H W 3"]:
         """RGB image at network size."""
         return self._image("images", "images", "images_length", t, c)
@@ -137,6 +148,7 @@ class SceneReader:
     def flow(self, slot: str, t: int, c: int) -> FlowCue:
         """Flow of slot `next`, `prev` or `aux`. Where there is no target frame all of it is invalid."""
         record = self.record(f"flow_{slot}", t)
+        self.prefetch(t, [f"flow_{slot}"])
         read = self._source.chunk
         return FlowCue(
             flow=read(record, f"flow/{slot}/flow", t, c),
@@ -148,6 +160,7 @@ class SceneReader:
     def lidar(self, t: int) -> LidarCue:
         """LiDAR points of a keyframe; none where the sweep is missing."""
         record = self.record("lidar", t)
+        self.prefetch(t, ["lidar"])
         read = self._source.chunk
         count = int(read(record, "lidar/count", t))
         return LidarCue(
@@ -158,6 +171,7 @@ class SceneReader:
 
     def _image(self, cue: str, array: str, lengths: str, t: int, *rest: int) -> UInt8[np.ndarray, "height width 3"]:
         record = self.record(cue, t)
+        self.prefetch(t, [cue])
         data = self._source.chunk(record, array, t, *rest)
         length = int(self._source.chunk(record, lengths, t)[rest])
         where = f"{self._source.root}: unit {record.unit}, keyframe {t}, {'slot, ' * (len(rest) - 1)}camera {rest}"
@@ -167,8 +181,8 @@ class SceneReader:
 
 
 class StoreReader:
-    """Reads a cue store without zarr. Threads may share it; it pickles as its path, and opens files lazily in the
-    process that reads (also after `spawn`).
+    """Reads a cue store without zarr, on a disk or at s3://bucket/prefix. Threads may share it; it pickles as its path,
+    and opens files lazily in the process that reads (also after `spawn`).
 
     Raises:
         StoreError: there is no store here, or it holds truth, which training must not see.
@@ -177,10 +191,10 @@ class StoreReader:
 
     kind = "cues"
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | ObjectPath) -> None:
+        self.path = as_location(path)
         self._lock = threading.Lock()
-        self._source = ChunkReader(self.path)
+        self._source = ChunkReader(self.path, ahead=True)
         self._scenes: dict[str, SceneReader] = {}
         self._attributes: StoreAttributes | None = None
         _ = self.attributes

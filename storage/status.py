@@ -1,12 +1,16 @@
 """What a store holds and what it lacks, as rows of scene, cue and state."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.chunks import read_attributes
-from storage.commit import CommitRecord, read_record, record_units
-from storage.errors import StoreDamage
+from storage.index import Summaries, UnitSummary, read_summaries
+from storage.journal import RunLog, read_runs
 from storage.layout import INIT, UnitId, blocks, cue_specs
+from storage.location import Location, as_location
+from storage.progress import TRUTH, RunProgress, latest_failures, run_progress
+from storage.truth import truth_path
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,9 @@ class StatusRow:
         committed, blocks: blocks that are committed, and that there are.
         frames: keyframes that are committed.
         bytes: of the committed data files.
-        why: what is missing or unreadable, then the notes that the extractor left; "" when there is nothing to say.
+        why: what failed, what is missing or unreadable, then the notes that the extractor left; "" when there is
+            nothing to say.
+        failed: blocks whose last attempt failed.
     """
 
     scene: str
@@ -30,72 +36,112 @@ class StatusRow:
     frames: int
     bytes: int
     why: str
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """All that `occflow status` says: rows of the cue store and of its truth store, and how the run gets on."""
+
+    rows: list[StatusRow]
+    truth: list[StatusRow]
+    run: RunProgress | None
+
+
+def store_status(path: str | Path) -> StoreStatus:
+    """The status of a cue store and of the truth store beside it. Raises as `status`."""
+    root, beside = as_location(path), truth_path(path)
+    runs = read_runs(root)
+    found = _Known(root, read_summaries(root), runs)
+    other = _Known(beside, read_summaries(beside), runs) if beside.exists() else None
+    progress = run_progress(runs, found.units, other.units if other is not None else None)
+    return StoreStatus(found.rows(), other.rows() if other is not None else [], progress)
 
 
 def status(path: str | Path) -> list[StatusRow]:
     """Rows of every scene with an init unit, one for each cue that this kind of store may hold, by scene.
 
-    Reads commit records only, no data.
+    Reads commit records only (by way of the index that `storage.index` keeps), no data.
 
     Raises:
         StoreError, SchemaVersionError, StoreDamage: as opening the store.
     """
-    root = Path(path)
-    attributes = read_attributes(root)
-    present = set(record_units(root))
-    rows = []
-    for scene in sorted({unit.scene for unit in present}):
-        init, problem = _read(root, UnitId(INIT, scene), present)
-        if init is None:
-            state = "damaged" if problem else "missing"
-            why = problem or "the scene's init unit is not committed, so its blocks are not visible"
-            rows.append(StatusRow(scene, INIT, state, 0, 1, 0, 0, why))
-            continue
-        spans = blocks(init.frames[1], attributes.block_keyframes)
-        for cue in cue_specs(attributes.kind):
-            units = [UnitId(cue, scene, block) for block in range(len(spans))]
-            rows.append(_row(root, units, init, present))
-    return rows
+    root = as_location(path)
+    return _Known(root, read_summaries(root), read_runs(root)).rows()
 
 
-def _read(root: Path, unit: UnitId, present: set[UnitId]) -> tuple[CommitRecord | None, str]:
-    """The record if there is a readable one, and what is wrong with it."""
-    if unit not in present:
-        return None, ""
-    try:
-        return read_record(root, unit), ""
-    except StoreDamage as error:
-        return None, str(error)
+class _Known:
+    """What is known of one store."""
 
+    def __init__(self, root: Location, summaries: Summaries, runs: Sequence[RunLog]) -> None:
+        self.attributes = read_attributes(root)
+        self.cues = tuple(cue_specs(self.attributes.kind))
+        truth = self.attributes.kind == "truth"
+        self.units: Mapping[UnitId, UnitSummary] = summaries.units
+        self.damaged = summaries.damaged
+        self.failures = latest_failures(runs, self.units, truth)
+        prefix = TRUTH if truth else ""
+        self._under_way = {name for run in runs if run.running for name in run.planned}
+        self._name = lambda unit: f"{prefix}{unit}"
 
-def _row(root: Path, units: list[UnitId], init: CommitRecord, present: set[UnitId]) -> StatusRow:
-    found: list[CommitRecord] = []
-    absent: list[int] = []
-    reasons: dict[str, None] = {}
-    damaged = False
-    for unit in units:
-        record, problem = _read(root, unit, present)
-        if record is not None and record.init == init.init:
-            found.append(record)
-            reasons |= dict.fromkeys(record.provenance.notes)
-            continue
-        absent.append(unit.block)
-        if problem:
-            damaged = True
-            reasons[problem] = None
-        elif record is not None:
-            reasons[f"block {unit.block} belongs to an earlier init of the scene"] = None
-    missing = [f"{len(absent)} of {len(units)} blocks not committed ({_spans(absent)})"] if absent and found else []
-    if damaged:
-        state = "damaged"
-    elif not found:
-        state = "missing"
-    else:
-        state = "partial" if absent else "complete"
-    frames = sum(record.frames[1] - record.frames[0] for record in found)
-    size = sum(record.bytes for record in found)
-    why = "; ".join([*missing, *reasons])
-    return StatusRow(units[0].scene, units[0].cue, state, len(found), len(units), frames, size, why)
+    def rows(self) -> list[StatusRow]:
+        """All rows."""
+        rows = []
+        scenes = {unit.scene for unit in (*self.units, *self.damaged, *self.failures)}
+        for scene in sorted(scenes):
+            opened = UnitId(INIT, scene)
+            init = self.units.get(opened)
+            if init is None:
+                rows.append(self._unopened(opened))
+                continue
+            count = len(blocks(init.frames[1], self.attributes.block_keyframes))
+            for cue in self.cues:
+                rows.append(self._row([UnitId(cue, scene, block) for block in range(count)], init))  # noqa: PERF401
+        return rows
+
+    def _unopened(self, unit: UnitId) -> StatusRow:
+        damage, failure = self.damaged.get(unit, ""), self.failures.get(unit, "")
+        why = damage or (f"failed: {failure}" if failure else "")
+        why = why or "the scene's init unit is not committed, so its blocks are not visible"
+        return StatusRow(unit.scene, INIT, "damaged" if damage else "missing", 0, 1, 0, 0, why, int(bool(failure)))
+
+    def _row(self, units: list[UnitId], init: UnitSummary) -> StatusRow:
+        found = {u: self.units[u] for u in units if u in self.units and self.units[u].init == init.init}
+        damaged = [unit for unit in units if unit in self.damaged]
+        failed = {unit: self.failures[unit] for unit in units if unit in self.failures}
+        absent = [unit.block for unit in units if unit not in found]
+        if damaged:
+            state = "damaged"
+        elif not found:
+            state = "missing"
+        else:
+            state = "partial" if absent else "complete"
+        frames = sum(summary.frames[1] - summary.frames[0] for summary in found.values())
+        size = sum(summary.bytes for summary in found.values())
+        why = self._why(units, found, failed, absent)
+        return StatusRow(
+            units[0].scene, units[0].cue, state, len(found), len(units), frames, size, "; ".join(why), len(failed)
+        )
+
+    def _why(
+        self, units: list[UnitId], found: Mapping[UnitId, UnitSummary], failed: Mapping[UnitId, str], absent: list[int]
+    ) -> list[str]:
+        """One line each: what failed, how much is missing, what is wrong with single blocks, what extractors noted."""
+        by_reason: dict[str, list[int]] = {}
+        for unit, reason in failed.items():
+            by_reason.setdefault(reason, []).append(unit.block)
+        lines = [f"failed ({_spans(numbers)}): {reason}" for reason, numbers in by_reason.items()]
+        if absent and found:
+            lines.append(f"{len(absent)} of {len(units)} blocks not committed ({_spans(absent)})")
+        waiting = [u.block for u in units if u.block in absent and u not in failed and self._name(u) in self._under_way]
+        if waiting:
+            lines.append(f"to be made by the run that goes on ({_spans(waiting)})")
+        for unit in units:
+            if unit in self.damaged:
+                lines.append(self.damaged[unit])
+            elif unit in self.units and unit not in found:
+                lines.append(f"block {unit.block} belongs to an earlier init of the scene")
+        return [*lines, *dict.fromkeys(note for summary in found.values() for note in summary.notes)]
 
 
 def _spans(numbers: list[int]) -> str:

@@ -2,22 +2,22 @@
 
 import contextlib
 import json
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from storage import files
+from storage.backend import Batch, ObjectBackend, backend
 from storage.chunks import ChunkReader, read_attributes
-from storage.collect import collect_scene, collect_unit
-from storage.commit import CommitRecord, Provenance, as_read, commit_path, publish, read_record, record_units
+from storage.claims import StartOver, check_conditions, collect_bucket_scene, discard_from_bucket, scene_generations
+from storage.collect import collect_scene
+from storage.commit import CommitRecord, Provenance, as_read, commit_path, read_record, record_units
 from storage.errors import StoreDamage, StoreError
 from storage.invariants import broken_rules
 from storage.layout import (
     INIT,
-    PENDING,
     SPARE_ROOT,
     TABLE_ARRAYS,
     ArrayLayout,
@@ -33,52 +33,58 @@ from storage.layout import (
     root_metadata,
     table_layout,
 )
+from storage.location import Location, ObjectPath, as_location
 from storage.schema import SceneTable, StoreAttributes
 from storage.tables import check_attributes, check_table, init_digest, table_metadata
-from storage.work import decodable, sweep, sweep_unit, unit_lock, writing
+from storage.work import Turn, decodable, scene_lock, sweep, sweep_unit, turn, unit_lock, writing
 from storage.writer import check_block, write_shard
 
 __all__ = ["CommitRecord", "CueStore", "Provenance", "SceneTable", "StoreAttributes", "UnitId"]
 
 
+_TURNS = 8
+"""Turns after which a writer gives up on a unit that others keep changing."""
+
+
 class CueStore:
-    """A store to write to. Any number of processes and threads may; two that write one unit take turns.
+    """A store to write to, on a disk or at s3://bucket/prefix. Any number of processes and threads may; two that write
+    one unit take turns (on a disk), or one of them keeps the other's (in a bucket).
 
     Use `create` or `open`. Instances hold no open files and pickle.
     """
 
-    def __init__(self, path: Path, attributes: StoreAttributes) -> None:
+    def __init__(self, path: Location, attributes: StoreAttributes) -> None:
         self.path = path
         self.attributes = attributes
         self._specs = cue_specs(attributes.kind)
 
     @classmethod
-    def create(cls, path: str | Path, attributes: StoreAttributes) -> "CueStore":
+    def create(cls, path: str | Path | ObjectPath, attributes: StoreAttributes) -> "CueStore":
         """Make a store, or open the one that is there if its attributes are equal.
 
         Raises:
             StoreError: other attributes, a folder that is no store, or the disk refuses.
             SchemaVersionError: a store of another schema version is there.
         """
-        root = Path(path)
+        root = as_location(path)
         check_attributes(root, attributes)
-        main, spare = root / "zarr.json", root / SPARE_ROOT
-        if main.exists() and spare.exists():
+        place, main = backend(root), "zarr.json"
+        there = place.exists(main)
+        if there and place.exists(SPARE_ROOT):
             return cls._existing(root, attributes)
-        if not main.exists() and root.exists() and not _may_become_store(root):
+        if not there and not _may_become_store(root):
             raise StoreError(f"{root}: not empty and not a store. Give a new path, or remove what is there.")
-        folder = root / PENDING / f"create-{uuid.uuid4().hex}"
         try:
-            with files.lock(folder.with_suffix(".lock")), files.scratch_folder(folder) as scratch:
-                content = root_metadata(attributes)
-                fresh = files.put(main, content, scratch, replace=False)
-                files.put(spare, main.read_bytes(), scratch, replace=True)
+            if isinstance(place, ObjectBackend):
+                check_conditions(place)
+            fresh = place.create(main, root_metadata(attributes))
+            place.replace({SPARE_ROOT: place.get(main)})
         except OSError as error:
             raise files.explain(error, root, "creating the store") from error
         return cls(root, attributes) if fresh else cls._existing(root, attributes)
 
     @classmethod
-    def _existing(cls, root: Path, attributes: StoreAttributes) -> "CueStore":
+    def _existing(cls, root: Location, attributes: StoreAttributes) -> "CueStore":
         found = cls.open(root)
         theirs, ours = (json.loads(encode_json(asdict(a))) for a in (found.attributes, attributes))
         differing = [
@@ -92,9 +98,9 @@ class CueStore:
         return found
 
     @classmethod
-    def open(cls, path: str | Path) -> "CueStore":
+    def open(cls, path: str | Path | ObjectPath) -> "CueStore":
         """Open a store that is there. Raises StoreError, SchemaVersionError, StoreDamage."""
-        root = Path(path)
+        root = as_location(path)
         return cls(root, read_attributes(root))
 
     def cues(self) -> tuple[str, ...]:
@@ -157,19 +163,19 @@ class CueStore:
         """
         unit = UnitId(INIT, scene)
         check_table(scene, table, self.attributes)
-        with writing(self.path, unit, self._specs) as scratch:
-            found = decodable(self.path, unit)
+
+        def write(mine: Turn) -> CommitRecord:
+            found = mine.found
             if found is not None and found.fingerprint == fingerprint:
                 return found
             digest = init_digest(scene, table, self.attributes)
             if found is not None and found.init == digest:
                 record = replace(found, provenance=Provenance(fingerprint))
             else:
-                record = self._write_table(unit, table, digest, fingerprint, scratch)
-            record = as_read(record)
-            publish(self.path, record, scratch, replace=True)
-            collect_scene(self.path, scene)
-            return record
+                record = self._write_table(unit, table, digest, fingerprint, mine)
+            return mine.publish(as_read(record))
+
+        return self._in_turn(unit, write)
 
     def commit_block(self, unit: UnitId, arrays: Mapping[str, np.ndarray], provenance: Provenance) -> CommitRecord:
         """Write one block of one cue, all its arrays, and make it visible in one step.
@@ -189,47 +195,54 @@ class CueStore:
         """
         if unit.cue not in self._specs:
             raise StoreError(f"cue {unit.cue!r} is not one of this store's: {', '.join(self._specs)}.")
-        with unit_lock(self.path, UnitId(INIT, unit.scene), shared=True):
+        with scene_lock(self.path, unit.scene):
             init = self._init(unit.scene)
             frames = self._check(unit, arrays, init)
-            with writing(self.path, unit, self._specs) as scratch:
-                found = decodable(self.path, unit)
+
+            def write(mine: Turn) -> CommitRecord:
+                found = mine.found
+                first = init.generation
                 if found is not None and found.init == init.init:
                     if found.fingerprint == provenance.fingerprint:
                         return found
-                    generation = found.generation + 1
-                else:
-                    generation = init.generation
+                    first = found.generation + 1
+                generation = mine.reserve(first)
                 layouts = self._layouts(unit.cue, init.sizes, generation_path(unit.scene, generation))
-                batch = files.Batch(self.path, scratch)
-                shards = tuple(write_shard(arrays[layout.name], layout, unit.block, batch) for layout in layouts)
-                metadata = {
-                    f"{x.path}/zarr.json": batch.add_fixed(f"{x.path}/zarr.json", x.metadata()) for x in layouts
-                }
-                batch.land()
+                shards = tuple(write_shard(arrays[layout.name], layout, unit.block, mine.batch) for layout in layouts)
+                metadata = _write_metadata(mine.batch, layouts)
+                mine.batch.land()
                 span = (frames.start, frames.stop)
-                record = as_read(CommitRecord(unit, generation, span, init.init, shards, metadata, provenance))
-                self._publish_block(record, scratch)
-                collect_unit(self.path, unit, self._specs[unit.cue], record)
-                return record
+                record = CommitRecord(unit, generation, span, init.init, shards, metadata, provenance)
+                return mine.publish(as_read(record))
+
+            return self._in_turn(unit, write)
 
     def discard(self, unit: UnitId) -> None:
         """Take a unit back: its record first, then its data, so that it is extracted again. No-op where there is none.
 
         An init unit's blocks stay on disk and are visible again once the same table is committed.
         """
+        place = backend(self.path)
+        if isinstance(place, ObjectBackend):
+            discard_from_bucket(place, unit, self._specs)
+            return
+        root = place.root
         with contextlib.ExitStack() as held:
             if unit.cue != INIT:
-                held.enter_context(unit_lock(self.path, UnitId(INIT, unit.scene), shared=True))
-            held.enter_context(writing(self.path, unit, self._specs))
-            files.remove_file(commit_path(self.path, unit))
-            files.sync_directory(self.path / "commits")
-            sweep_unit(self.path, unit, self._specs)
+                held.enter_context(unit_lock(root, UnitId(INIT, unit.scene), shared=True))
+            held.enter_context(writing(root, unit, self._specs))
+            files.remove_file(commit_path(root, unit))
+            files.sync_directory(root / "commits")
+            sweep_unit(root, unit, self._specs)
 
     def collect(self, scene: str) -> None:
         """Remove what no record of the scene names; waits for the scene's writers at work."""
-        with writing(self.path, UnitId(INIT, scene), self._specs):
-            collect_scene(self.path, scene)
+        place = backend(self.path)
+        if isinstance(place, ObjectBackend):
+            collect_bucket_scene(place, scene, self._specs)
+            return
+        with writing(place.root, UnitId(INIT, scene), self._specs):
+            collect_scene(place.root, scene)
 
     def sweep_temporaries(self) -> int:
         """Remove what killed writers left: scratch files, data without a record, generations nobody refers to.
@@ -237,6 +250,16 @@ class CueStore:
         Writers at work are left alone. Returns how many units were cleaned.
         """
         return sweep(self.path, self._specs)
+
+    def _in_turn(self, unit: UnitId, write: Callable[[Turn], CommitRecord]) -> CommitRecord:
+        """What `write` returns, in as many turns as it takes for no other writer to have come between."""
+        for _ in range(_TURNS):
+            with contextlib.suppress(StartOver), turn(self.path, unit, self._specs) as mine:
+                return write(mine)
+        raise StoreError(
+            f"{self.path}: unit {unit} was changed by other writers {_TURNS} times while it was written. Let one "
+            "writer at a time make a unit, then run the same command again."
+        )
 
     def _init(self, scene: str) -> CommitRecord:
         record = read_record(self.path, UnitId(INIT, scene))
@@ -248,6 +271,9 @@ class CueStore:
         """0, or one more than every generation that a record of another init may still refer to."""
         found = [decodable(self.path, unit) for unit in record_units(self.path) if unit.scene == scene]
         others = [record.generation for record in found if record is not None and record.init != digest]
+        place = backend(self.path)
+        if isinstance(place, ObjectBackend):  # writers at work, and dead ones, may hold generations without a record
+            others.extend(scene_generations(place, scene))
         return max(others) + 1 if others else 0
 
     def _layouts(self, cue: str, sizes: Mapping[str, int], folder: str) -> list[ArrayLayout]:
@@ -272,11 +298,9 @@ class CueStore:
             raise StoreError(f"unit {unit}: {'; '.join(broken)}. The extractor is at fault; nothing was written.")
         return spans[unit.block]
 
-    def _write_table(
-        self, unit: UnitId, table: SceneTable, digest: str, fingerprint: str, scratch: Path
-    ) -> CommitRecord:
+    def _write_table(self, unit: UnitId, table: SceneTable, digest: str, fingerprint: str, mine: Turn) -> CommitRecord:
         """Write a scene's table and the metadata of all its arrays; the record that makes them visible."""
-        generation = self._next_generation(unit.scene, digest)
+        generation = mine.reserve(self._next_generation(unit.scene, digest))
         folder = generation_path(unit.scene, generation)
         sizes = axis_sizes(self.attributes, table)
         tables = [table_layout(name, sizes, folder) for name in TABLE_ARRAYS]
@@ -284,7 +308,7 @@ class CueStore:
         contents = {f"{path}/zarr.json": group_metadata() for path in group_paths([a.path for a in arrays], unit.scene)}
         contents[f"{folder}/frames/zarr.json"] = table_metadata(table)
         contents |= {f"{layout.path}/zarr.json": layout.metadata() for layout in arrays}
-        batch = files.Batch(self.path, scratch)
+        batch = mine.batch
         shards = tuple(
             write_shard(np.asarray(getattr(table, name)), layout, 0, batch)
             for name, layout in zip(TABLE_ARRAYS, tables, strict=True)
@@ -294,15 +318,16 @@ class CueStore:
         provenance = Provenance(fingerprint)
         return CommitRecord(unit, generation, (0, table.length), digest, shards, metadata, provenance, sizes)
 
-    def _publish_block(self, record: CommitRecord, scratch: Path) -> None:
-        present = commit_path(self.path, record.unit).exists()
-        if not publish(self.path, record, scratch, replace=present):
-            raise StoreError(
-                f"{commit_path(self.path, record.unit)}: another writer committed this unit in spite of its lock. Run "
-                "one writer, and check that this file system's locks work."
-            )
+
+def _write_metadata(batch: Batch, layouts: Sequence[ArrayLayout]) -> dict[str, str]:
+    """SHA-256 of the arrays' zarr.json files, by key, once they are in the batch."""
+    contents = {f"{layout.path}/zarr.json": layout.metadata() for layout in layouts}
+    return {key: batch.add_fixed(key, content) for key, content in contents.items()}
 
 
-def _may_become_store(root: Path) -> bool:
-    """Whether this folder holds nothing, or only what a creation that was cut short leaves."""
-    return root.is_dir() and {entry.name for entry in root.iterdir()} <= {"commits"}
+def _may_become_store(root: Location) -> bool:
+    """Whether there is nothing here, or only what a creation that was cut short leaves."""
+    if isinstance(root, Path) and root.exists() and not root.is_dir():
+        return False
+    folders, found = backend(root).children("")
+    return not found and set(folders) <= {"commits"}

@@ -1,19 +1,19 @@
 """Checks of what opens a store and a scene: root attributes and scene table, and the digest of the latter."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 
 from storage.errors import StoreError
 from storage.layout import TABLE_ARRAYS, axis_sizes, cue_layout, cue_specs, generation_path, group_metadata
+from storage.location import Location
 from storage.schema import SCHEMA_VERSION, SceneTable, StoreAttributes
 
 MASK_BITS = 8
 """Cameras that the LiDAR's uint8 camera bit mask can name."""
 
 
-def check_attributes(root: Path, attributes: StoreAttributes) -> None:
+def check_attributes(root: Location, attributes: StoreAttributes) -> None:
     """Raise StoreError for attributes that no store can be made with."""
     cue_specs(attributes.kind)
     (H, W), (h, w) = attributes.network_size, attributes.render_size

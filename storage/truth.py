@@ -9,12 +9,13 @@ import numpy as np
 from storage.chunks import ChunkReader, read_attributes
 from storage.errors import StoreError
 from storage.layout import INIT, UnitId
+from storage.location import Location, ObjectPath, as_location
 from storage.schema import SceneTable, StoreAttributes, decode_flow
 
 
-def truth_path(store: str | Path) -> Path:
+def truth_path(store: str | Path | ObjectPath) -> Location:
     """Path of the truth store that belongs to a cue store: `<store>.truth.zarr` for `<store>.zarr`."""
-    path = Path(store)
+    path = as_location(store)
     stem = path.name.removesuffix(".zarr")
     return path.with_name(f"{stem}.truth.zarr")
 
@@ -81,15 +82,15 @@ class TruthReader:
         SchemaVersionError: it has another schema version.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | ObjectPath) -> None:
+        self.path = as_location(path)
         self.attributes = read_attributes(self.path)
         if self.attributes.kind != "truth":
             raise StoreError(
                 f"{self.path}: this store holds {self.attributes.kind!r}, not truth. Give `truth_path(store)`."
             )
         self._lock = threading.Lock()
-        self._source = ChunkReader(self.path)
+        self._source = ChunkReader(self.path, ahead=True)
         self._scenes: dict[str, TruthScene] = {}
 
     def __getstate__(self) -> dict[str, Any]:

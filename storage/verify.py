@@ -2,13 +2,14 @@
 
 import contextlib
 import hashlib
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage import files
+from storage.backend import LocalBackend, ObjectBackend, backend
 from storage.chunks import ChunkReader, parse_attributes, read_attributes
+from storage.claims import unnamed
 from storage.collect import referenced
 from storage.commit import CommitRecord, read_record
 from storage.errors import SchemaVersionError, StoreDamage, StoreError
@@ -22,10 +23,13 @@ from storage.layout import (
     cue_specs,
     generation_path,
     group_metadata,
+    owner_of,
     root_metadata,
 )
+from storage.location import Location, ObjectPath, as_location
 from storage.schema import StoreAttributes
 from storage.store import CueStore
+from storage.work import Specs
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Finding:
     """
 
     kind: str
-    path: Path
+    path: Location
     detail: str
     unit: UnitId | None = None
 
@@ -51,7 +55,7 @@ class Finding:
         return f"{self.kind}: {self.path}: {self.detail}"
 
 
-def verify(path: str | Path, *, decode: bool = True) -> list[Finding]:
+def verify(path: str | Path | ObjectPath, *, decode: bool = True) -> list[Finding]:
     """Everything that is wrong with a store, in the order root, records and their data, data without record.
 
     Args:
@@ -61,40 +65,40 @@ def verify(path: str | Path, *, decode: bool = True) -> list[Finding]:
     Raises:
         StoreError: there is no store at this path.
     """
-    root = Path(path)
+    root = as_location(path)
     found, attributes = _verify_root(root)
     if any(finding.kind == "schema" for finding in found):
         return found
     source = ChunkReader(root)
-    for stem in sorted((root / "commits").glob("*.json")):
-        if stem.name != Path(SPARE_ROOT).name:
-            found.extend(_verify_unit(root, stem, source, decode))
+    for name in backend(root).children("commits")[1]:
+        if name.endswith(".json") and name != Path(SPARE_ROOT).name:
+            found.extend(_verify_unit(root, root / "commits" / name, source, decode))
     found.extend(_orphans(root, attributes))
     found.extend(_temporaries(root))
     return found
 
 
-def _verify_root(root: Path) -> tuple[list[Finding], StoreAttributes | None]:
-    main, spare = root / "zarr.json", root / SPARE_ROOT
-    if not main.exists() and not spare.exists():
+def _verify_root(root: Location) -> tuple[list[Finding], StoreAttributes | None]:
+    place, main = backend(root), root / "zarr.json"
+    if not place.exists("zarr.json") and not place.exists(SPARE_ROOT):
         raise StoreError(f"{root}: no cue store here (no zarr.json). Check the path, or run `occflow cues`.")
     try:
         attributes = read_attributes(root)
     except SchemaVersionError as error:
         # A whole copy of this version says that the root's version is a flipped bit.
-        kind = "root" if _intact_root(spare) is not None else "schema"
+        kind = "root" if _intact_root(root, SPARE_ROOT) is not None else "schema"
         return [Finding(kind, main, str(error))], None
     except StoreError as error:
         return [Finding("root", main, str(error))], None
     expected = root_metadata(attributes)
     return [
-        Finding("root", file, "is not what `create` wrote")
-        for file in (main, spare)
-        if not file.exists() or file.read_bytes() != expected
+        Finding("root", root / key, "is not what `create` wrote")
+        for key in ("zarr.json", SPARE_ROOT)
+        if not place.exists(key) or place.get(key) != expected
     ], attributes
 
 
-def _verify_unit(root: Path, path: Path, source: ChunkReader, decode: bool) -> Iterator[Finding]:
+def _verify_unit(root: Location, path: Location, source: ChunkReader, decode: bool) -> Iterator[Finding]:
     try:
         unit = UnitId.parse(path.stem)
     except StoreError as error:
@@ -124,17 +128,17 @@ def _verify_unit(root: Path, path: Path, source: ChunkReader, decode: bool) -> I
         yield from _verify_content(root, record, source)
 
 
-def _readable(root: Path, unit: UnitId) -> CommitRecord | None:
+def _readable(root: Location, unit: UnitId) -> CommitRecord | None:
     try:
         return read_record(root, unit)
     except StoreError:
         return None
 
 
-def _verify_shard(root: Path, record: CommitRecord, key: str, size: int, sha256: str) -> Finding | None:
+def _verify_shard(root: Location, record: CommitRecord, key: str, size: int, sha256: str) -> Finding | None:
     path = root / key
     try:
-        found_size, found_digest = files.file_digest(path)
+        found_size, found_digest = backend(root).digest(key)
     except FileNotFoundError:
         return Finding("missing", path, f"{size} bytes were committed", record.unit)
     except OSError as error:
@@ -146,10 +150,10 @@ def _verify_shard(root: Path, record: CommitRecord, key: str, size: int, sha256:
     return None
 
 
-def _verify_metadata(root: Path, record: CommitRecord) -> Iterator[Finding]:
+def _verify_metadata(root: Location, record: CommitRecord) -> Iterator[Finding]:
     for name, sha256 in record.metadata.items():
         try:
-            intact = hashlib.sha256((root / name).read_bytes()).hexdigest() == sha256
+            intact = backend(root).digest(name)[1] == sha256
         except OSError as error:
             yield Finding("metadata", root / name, f"cannot be read: {error.strerror or error}", record.unit)
             continue
@@ -157,7 +161,7 @@ def _verify_metadata(root: Path, record: CommitRecord) -> Iterator[Finding]:
             yield Finding("metadata", root / name, "changed after it was committed", record.unit)
 
 
-def _verify_content(root: Path, record: CommitRecord, source: ChunkReader) -> Iterator[Finding]:
+def _verify_content(root: Location, record: CommitRecord, source: ChunkReader) -> Iterator[Finding]:
     arrays = {}
     for entry in record.shards:
         try:
@@ -180,37 +184,30 @@ def _busy(root: Path, scene: str) -> bool:
         return not free
 
 
-def _orphans(root: Path, attributes: StoreAttributes | None) -> Iterator[Finding]:
-    folder = root / "scenes"
-    for scene in sorted(p for p in folder.glob("*") if p.is_dir()):
-        if _busy(root, scene.name):
-            continue
-        try:
-            named = referenced(root, scene.name)
-        except SchemaVersionError:
-            continue  # A record of another version names files in a way that is not known here.
-        for path in sorted(p for p in scene.rglob("*") if p.is_file() and p.name != "zarr.json"):
-            if path not in named:
-                yield Finding("orphan", path, "no commit record names this file", _unit_of(path, scene, attributes))
+def _orphans(root: Location, attributes: StoreAttributes | None) -> Iterator[Finding]:
+    place = backend(root)
+    specs = cue_specs(attributes.kind) if attributes is not None else {}
+    for scene in place.children("scenes")[0]:
+        # A record of another version names files in a way that is not known here.
+        with contextlib.suppress(SchemaVersionError):
+            for key in _nameless(place, scene, specs):
+                if not key.endswith("/zarr.json"):
+                    yield Finding("orphan", root / key, "no commit record names this file", owner_of(key, specs)[0])
 
 
-def _unit_of(path: Path, scene: Path, attributes: StoreAttributes | None) -> UnitId | None:
-    """The unit that a shard's path belongs to, None for a file that is no shard of a known array."""
-    parts = path.relative_to(scene).parts
-    if parts[0] == "generations":
-        parts = parts[2:]
-    block = path.name.split(".")[1:2]
-    if attributes is None or len(parts) < 2 or not block or not block[0].isdecimal():
-        return None
-    if parts[0] == "frames":
-        return UnitId(INIT, scene.name)
-    for cue, specs in cue_specs(attributes.kind).items():
-        if "/".join(parts[:-1]) in {spec.name for spec in specs}:
-            return UnitId(cue, scene.name, int(block[0]))
-    return None
+def _nameless(place: LocalBackend | ObjectBackend, scene: str, specs: Specs) -> list[str]:
+    """Keys of a scene's files that no record names; on a disk none while a writer is at work in the scene."""
+    if isinstance(place, ObjectBackend):
+        return unnamed(place, scene, specs)
+    if _busy(place.root, scene):
+        return []
+    named = referenced(place.root, scene)
+    return [key for key in place.list(f"scenes/{scene}") if key not in named]
 
 
-def _temporaries(root: Path) -> Iterator[Finding]:
+def _temporaries(root: Location) -> Iterator[Finding]:
+    if isinstance(root, ObjectPath):
+        return
     for folder in sorted((root / PENDING).glob("*")):
         if folder.is_dir():
             with files.lock(folder.parent / f"{folder.name}.lock", timeout_s=0) as free:
@@ -218,7 +215,7 @@ def _temporaries(root: Path) -> Iterator[Finding]:
                     yield Finding("temporary", folder, "left by a writer that was killed")
 
 
-def repair(path: str | Path, findings: Iterable[Finding]) -> list[UnitId]:
+def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[UnitId]:
     """Put right what can be put right without extracting anything, and take back the units that cannot.
 
     Restored in place: the root, and zarr.json files whose content follows from the record. Removed: data without a
@@ -231,7 +228,7 @@ def repair(path: str | Path, findings: Iterable[Finding]) -> list[UnitId]:
     Raises:
         StoreError: the root and its copy are both lost, or the disk refuses.
     """
-    root = Path(path)
+    root = as_location(path)
     listed = list(findings)
     _restore_root(root)
     store = CueStore.open(root)
@@ -239,24 +236,28 @@ def repair(path: str | Path, findings: Iterable[Finding]) -> list[UnitId]:
     for finding in listed:
         if finding.kind == "metadata" and finding.unit is not None and finding.unit not in taken:
             record = _readable(root, finding.unit)
-            if record is None or not _restore_metadata(store, record, finding.path):
+            if record is None or not _restore_metadata(store, record, _key(root, finding.path)):
                 taken.add(finding.unit)
     for unit in sorted(taken):
         store.discard(unit)
     store.sweep_temporaries()
-    scenes = root / "scenes"
-    for scene in {f.path.relative_to(scenes).parts[0] for f in listed if f.kind == "orphan"}:
+    for scene in sorted({_key(root, f.path).split("/")[1] for f in listed if f.kind == "orphan"}):
         store.collect(scene)
     return sorted(taken)
 
 
-def _restore_root(root: Path) -> None:
+def _key(root: Location, path: Location) -> str:
+    """The key of a path below the store's root."""
+    return str(path).removeprefix(str(root)).lstrip("/")
+
+
+def _restore_root(root: Location) -> None:
     """Write root and copy anew from whichever of the two is intact."""
-    main, spare = root / "zarr.json", root / SPARE_ROOT
-    content = _intact_root(main) or _intact_root(spare)
+    content = _intact_root(root, "zarr.json") or _intact_root(root, SPARE_ROOT)
     if content is not None:
-        _replace(root, {main: content, spare: content})
+        _replace(root, {"zarr.json": content, SPARE_ROOT: content})
         return
+    main, spare = root / "zarr.json", root / SPARE_ROOT
     with contextlib.suppress(StoreDamage):
         read_attributes(root)
     raise StoreDamage(
@@ -265,18 +266,17 @@ def _restore_root(root: Path) -> None:
     )
 
 
-def _intact_root(path: Path) -> bytes | None:
+def _intact_root(root: Location, key: str) -> bytes | None:
     """Content of a root zarr.json, None unless it is what `create` wrote under this schema version."""
     try:
-        content = path.read_bytes()
-        return content if root_metadata(parse_attributes(content, path)) == content else None
+        content = backend(root).get(key)
+        return content if root_metadata(parse_attributes(content, root / key)) == content else None
     except (StoreError, OSError):
         return None
 
 
-def _restore_metadata(store: CueStore, record: CommitRecord, path: Path) -> bool:
+def _restore_metadata(store: CueStore, record: CommitRecord, key: str) -> bool:
     """Write a zarr.json anew if its content follows from the record; False if it does not (a table's tokens)."""
-    key = path.relative_to(store.path).as_posix()
     layouts = [entry.layout for entry in record.shards]
     if record.unit.cue == INIT:
         folder = generation_path(record.unit.scene, record.generation)
@@ -287,16 +287,13 @@ def _restore_metadata(store: CueStore, record: CommitRecord, path: Path) -> bool
     content = arrays.get(key, group_metadata())
     if hashlib.sha256(content).hexdigest() != record.metadata.get(key):
         return False
-    _replace(store.path, {path: content})
+    _replace(store.path, {key: content})
     return True
 
 
-def _replace(root: Path, contents: Mapping[Path, bytes]) -> None:
+def _replace(root: Location, contents: Mapping[str, bytes]) -> None:
     """Write small files anew, each in one step."""
-    folder = root / PENDING / f"repair-{uuid.uuid4().hex}"
     try:
-        with files.lock(folder.with_suffix(".lock")), files.scratch_folder(folder) as scratch:
-            for path, content in contents.items():
-                files.put(path, content, scratch, replace=True)
+        backend(root).replace(contents)
     except OSError as error:
         raise files.explain(error, root, "repairing the store") from error

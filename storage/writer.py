@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from storage import files
+from storage.backend import Batch
 from storage.codecs import shard_pieces
 from storage.commit import ShardEntry
 from storage.errors import StoreError
@@ -46,7 +46,7 @@ def check_block(name: str, array: np.ndarray, spec: ArraySpec, layout: ArrayLayo
         )
 
 
-def write_shard(array: np.ndarray, layout: ArrayLayout, block: int, batch: files.Batch) -> ShardEntry:
+def write_shard(array: np.ndarray, layout: ArrayLayout, block: int, batch: Batch) -> ShardEntry:
     """Encode one block of one array into a file of the batch. Raises OSError."""
     key = layout.shard_key(block)
     size, sha256 = batch.add(key, shard_pieces(_chunks(array, layout), layout.codec))

@@ -17,6 +17,8 @@ from conftest import make_arrays, make_table
 
 from storage.schema import CUES
 from storage.store import CueStore, Provenance, UnitId
+from storage.transfer import transfer
+from storage.transfer_plan import plan_transfer
 
 CHANGING = ("open", "write", "fsync", "replace", "link", "unlink", "mkdir", "rmdir")
 
@@ -54,8 +56,14 @@ def discard_masks(path: Path) -> None:
     CueStore.open(path).discard(UnitId("masks", "a"))
 
 
+def copy_full(path: Path) -> None:
+    """Copy every unit of `full.zarr`, which lies beside."""
+    source = path.with_name("full.zarr")
+    transfer(source, path, plan_transfer(source, path))
+
+
 JOBS: dict[str, Callable[[Path], None]] = {
-    job.__name__: job for job in (fill, fill_large, commit_masks, reopen_scene, discard_masks)
+    job.__name__: job for job in (fill, fill_large, commit_masks, reopen_scene, discard_masks, copy_full)
 }
 
 

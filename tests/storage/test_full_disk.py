@@ -152,7 +152,7 @@ def test_an_interrupt_leaves_nothing_behind(
 ) -> None:
     before = files_below(store.path)
     with monkeypatch.context() as patch:
-        patch.setattr("storage.store.publish", lambda *args, **kwargs: raise_interrupt())
+        patch.setattr("storage.work.publish", lambda *args, **kwargs: raise_interrupt())
         with pytest.raises(KeyboardInterrupt):
             tiny.commit(store, "masks", 0)
     assert files_below(store.path) == before

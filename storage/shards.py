@@ -1,0 +1,140 @@
+"""Open shards: a file's descriptor on a disk; range requests in a bucket, a keyframe's chunks by one request."""
+
+import os
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+
+from storage.backend import ObjectBackend
+from storage.codecs import EMPTY, decode_index, index_size
+from storage.commit import ShardEntry
+from storage.errors import StoreDamage
+
+WHOLE_SHARD = 64 << 10
+"""Bytes up to which a shard in a bucket is read whole, with its index: small arrays cost one request per block."""
+ROW = 8 << 20
+"""Bytes up to which all chunks of a keyframe (its cameras') are read by one request, when one of them is wanted."""
+KEPT = 64 << 20
+"""Bytes of such rows that a reader keeps: the cameras of a keyframe are read one after another."""
+
+
+def _chunks(entry: ShardEntry) -> int:
+    return int(np.prod(entry.layout.grid))
+
+
+class LocalShard:
+    """A shard's descriptor and index. Closed when the last user lets go, so a cache may drop it at any time."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.index: np.ndarray = np.empty((0, 2), np.uint64)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def size(self) -> int | None:
+        """Its size now, None once it was removed."""
+        state = os.fstat(self._descriptor)
+        return state.st_size if state.st_nlink else None
+
+    def read_index(self, entry: ShardEntry) -> None:
+        """Read the index. Raises StoreDamage, OSError."""
+        length = index_size(_chunks(entry))
+        self.index = decode_index(os.pread(self._descriptor, length, entry.size - length))
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """The bytes of chunk `number`, which lie there."""
+        return os.pread(self._descriptor, length, offset)
+
+
+class RowCache:
+    """Rows of chunks of a reader's shards, least recently used first out; a row wanted twice is requested once."""
+
+    def __init__(self, limit: int = KEPT) -> None:
+        self._limit = limit
+        self._size = 0
+        self._lock = threading.Lock()
+        self._rows: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+
+    def get(self, shard: "RemoteShard", row: int, offset: int, length: int) -> bytes:
+        """The row's bytes, requested if they are not there. Raises as the request."""
+        key = (shard.key, row)
+        with self._lock:
+            found = self._rows.get(key)
+            mine = found is None
+            if found is None:
+                found = self._rows[key] = Future()
+            self._rows.move_to_end(key)
+        if not mine:
+            return found.result()
+        try:
+            data = shard.request(offset, length)
+        except BaseException as error:
+            with self._lock:
+                self._rows.pop(key, None)
+            found.set_exception(error)
+            raise
+        found.set_result(data)
+        with self._lock:
+            self._size += len(data)
+            for old in [key for key, future in self._rows.items() if future.done()]:
+                if self._size <= self._limit:
+                    break
+                self._size -= len(self._rows.pop(old).result())
+        return data
+
+
+class RemoteShard:
+    """A shard in a bucket: its index, and its content where that is small."""
+
+    def __init__(self, place: ObjectBackend, entry: ShardEntry, rows: RowCache, *, whole: bool = False) -> None:
+        self.key = entry.key
+        self._place, self._entry, self._rows = place, entry, rows
+        self._start = 0 if whole or entry.size <= WHOLE_SHARD else entry.size - index_size(_chunks(entry))
+        self._tail = self.request(self._start, entry.size - self._start)
+        self._per_row = max(1, _chunks(entry) // entry.layout.grid[0])
+        self.index: np.ndarray = np.empty((0, 2), np.uint64)
+
+    def size(self) -> int | None:
+        """Its committed size: nothing else ever comes to lie under this key, and a removed object answers so."""
+        return self._entry.size
+
+    def read_index(self, entry: ShardEntry) -> None:
+        """Read the index. Raises StoreDamage."""
+        if len(self._tail) != entry.size - self._start:
+            raise StoreDamage(f"{entry.size} bytes were committed, but fewer are there")
+        self.index = decode_index(self._tail[-index_size(_chunks(entry)) :])
+
+    def request(self, offset: int, length: int) -> bytes:
+        """Bytes of the object. Raises FileNotFoundError, ObjectStoreError."""
+        return self._place.client.get_range(self._place.key(self.key), offset, length)
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """The bytes of chunk `number`, which lie there. Raises FileNotFoundError, ObjectStoreError."""
+        if offset >= self._start:
+            return self._tail[offset - self._start : offset - self._start + length]
+        row = number // self._per_row
+        first, last = self._span(row)
+        if last - first > ROW:
+            return self.request(offset, length)
+        data = self._rows.get(self, row, first, last - first)
+        return data[offset - first : offset - first + length]
+
+    def ahead(self, row: int) -> None:
+        """Fetch a row that will be wanted. Raises as `read`."""
+        first, last = self._span(row)
+        if first < self._start and last - first <= ROW:
+            self._rows.get(self, row, first, last - first)
+
+    def _span(self, row: int) -> tuple[int, int]:
+        """Where the chunks of a row lie: one after another, as they were written. Empty where it has none."""
+        part = self.index[row * self._per_row : (row + 1) * self._per_row]
+        part = part[part[:, 0] != EMPTY]
+        if not len(part):
+            return 0, 0
+        first, last = int(part[:, 0].min()), int((part[:, 0] + part[:, 1]).max())
+        return first, min(last, self._entry.size)

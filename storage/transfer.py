@@ -1,0 +1,195 @@
+"""Moves committed units to another store, byte for byte: data first, checked on the way, the record last.
+
+A copied unit is as durable and as visible as one that was extracted there, and a copy that was killed goes on where it
+stopped: it passes over the units that the destination holds already.
+"""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage import files
+from storage.backend import backend
+from storage.commit import CommitRecord, is_init, publish, read_record
+from storage.errors import StoreDamage, StoreError
+from storage.layout import INIT, UnitId, cue_specs
+from storage.location import Location
+from storage.store import CueStore
+from storage.transfer_plan import TransferPlan
+from storage.work import decodable, unit_lock, writing
+
+PIECE = 2**20
+"""Bytes held in memory of a file that is being copied."""
+INPUTS = "inputs/{scene}.json"
+"""What pipelines keep of a scene's raw files, beside the units: opaque here, but it spares a copy to hash them anew."""
+_ATTEMPTS = 3
+"""How often a unit is tried whose source is rebuilt while it is copied."""
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What a copy did: units copied now and present before, data bytes copied, units that could not be, and why."""
+
+    copied: tuple[UnitId, ...]
+    present: tuple[UnitId, ...]
+    bytes: int
+    damaged: dict[UnitId, str]
+
+
+def transfer(
+    source: str | Path,
+    destination: str | Path,
+    plan: TransferPlan,
+    *,
+    workers: int = 1,
+    progress: Callable[[CommitRecord], None] | None = None,
+) -> TransferReport:
+    """Carry out a plan. Every file is compared with its SHA-256 as it is copied; the record is published last.
+
+    A unit that is damaged in the source is not copied, and does not keep the others from being copied. The source is
+    only read; where one of its units is rebuilt meanwhile, the new one is copied.
+
+    Args:
+        workers: units copied at a time.
+        progress: told of every unit once it is committed at the destination, from any thread.
+
+    Raises:
+        StoreError: too little space, a destination that refuses; what was copied before stays, and the same call
+            goes on from there.
+    """
+    here = CueStore.open(source)
+    check_space(plan, Path(destination))
+    target = CueStore.create(destination, here.attributes)
+    target.sweep_temporaries()
+    for unit in plan.remove:
+        target.discard(unit)
+    copied: list[CommitRecord] = []
+    damaged = dict(plan.damaged)
+
+    def one(record: CommitRecord) -> None:
+        try:
+            copied.append(_copy_unit(here, target, record))
+        except StoreDamage as error:
+            damaged[record.unit] = str(error)
+            return
+        if progress is not None:
+            progress(copied[-1])
+
+    inits = [record for record in plan.copy if is_init(record.unit)]
+    blocks = [record for record in plan.copy if not is_init(record.unit)]
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="copy") as pool:
+        for part in (inits, blocks):  # a block is only visible, and only written, under its scene's init unit
+            part = [record for record in part if UnitId(INIT, record.unit.scene) not in damaged]
+            try:
+                for _ in pool.map(one, part):
+                    pass
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    _copy_inputs(here.path, target.path, {record.unit.scene for record in copied})
+    units = tuple(sorted(record.unit for record in copied))
+    return TransferReport(units, plan.present, sum(record.bytes for record in copied), damaged)
+
+
+def check_space(plan: TransferPlan, destination: Path) -> None:
+    """Raise a StoreError naming both figures when the destination's disk is too small for a plan."""
+    folder = destination
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    # Files take whole blocks of the disk.
+    needed = plan.bytes + 4096 * sum(len(record.shards) + len(record.metadata) for record in plan.copy)
+    if needed > free:
+        raise StoreError(
+            f"{destination}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free on its disk. Free some, "
+            "or copy fewer scenes (--scenes) or cues (--cues)."
+        )
+
+
+def _copy_unit(here: CueStore, target: CueStore, record: CommitRecord) -> CommitRecord:
+    """One unit, committed at the destination. Raises StoreDamage for the source, StoreError for the destination."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return _copy_record(here.path, target, record)
+        except StoreDamage:
+            found = read_record(here.path, record.unit)
+            if found is None or found == record:
+                raise
+            record = found  # rebuilt since the plan was made
+    return _copy_record(here.path, target, record)
+
+
+def _copy_record(source: Location, target: CueStore, record: CommitRecord) -> CommitRecord:
+    root, unit = _disk(target), record.unit
+    with _under_init(target, record), writing(root, unit, cue_specs(target.attributes.kind)) as scratch:
+        if decodable(root, unit) == record:
+            return record
+        batch = files.Batch(root, scratch)
+        for entry in record.shards:
+            if batch.add(entry.key, _pieces(source, entry.key)) != (entry.size, entry.sha256):
+                raise _damage(source / entry.key, "not what was committed")
+        for key, sha256 in record.metadata.items():
+            content = b"".join(_pieces(source, key))
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise _damage(source / key, "not what was committed")
+            batch.add_fixed(key, content)
+        batch.land()
+        if not publish(root, record, scratch, replace=False):
+            raise StoreError(f"{root}: unit {unit} was committed by somebody else during the copy. Run it again.")
+    return record
+
+
+@contextlib.contextmanager
+def _under_init(target: CueStore, record: CommitRecord) -> Iterator[None]:
+    """Keeps the scene of a block as it is; an init unit is alone with its scene anyway."""
+    if is_init(record.unit):
+        yield
+        return
+    opened = UnitId(INIT, record.unit.scene)
+    root = _disk(target)
+    with unit_lock(root, opened, shared=True):
+        init = decodable(root, opened)
+        if init is None or init.init != record.init:
+            raise StoreError(
+                f"{target.path}: unit {record.unit} does not fit the init unit that is there; the source, or the "
+                "destination, was opened anew during the copy. Run the same command again."
+            )
+        yield
+
+
+def _copy_inputs(source: Location, target: Location, scenes: set[str]) -> None:
+    """Leaves alone what the destination knows by itself."""
+    for key in sorted(INPUTS.format(scene=scene) for scene in scenes):
+        with contextlib.suppress(FileNotFoundError):
+            content = backend(source).get(key)
+            try:
+                backend(target).create(key, content)
+            except OSError as error:
+                raise files.explain(error, Path(str(target)), "copying what is known of raw files") from error
+
+
+def _pieces(root: Location, key: str) -> Iterator[bytes]:
+    """A file's content, a piece at a time. An error here is the source's, not the destination's: StoreDamage."""
+    try:
+        if not isinstance(root, Path):
+            yield backend(root).get(key)
+            return
+        with open(root / key, "rb") as file:
+            while piece := file.read(PIECE):
+                yield piece
+    except OSError as error:
+        raise _damage(root / key, f"cannot be read ({error.strerror or error})") from error
+
+
+def _disk(target: CueStore) -> Path:
+    """The destination's folder; a plan refuses every other."""
+    assert isinstance(target.path, Path), f"{target.path}: copies go to a disk"
+    return target.path
+
+
+def _damage(path: Location, what: str) -> StoreDamage:
+    return StoreDamage(f"{path}: {what}. Run `occflow verify --repair` on this store, then `occflow cues` again.")

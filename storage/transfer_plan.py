@@ -1,0 +1,210 @@
+"""Which units a copy between two stores would move, and what would be in its way; from commit records alone."""
+
+import fnmatch
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from storage.commit import CommitRecord, is_init, read_record, record_units
+from storage.errors import StoreDamage, StoreError
+from storage.layout import UnitId
+from storage.location import Location, ObjectPath, as_location
+from storage.store import CueStore
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """What a copy is to do.
+
+    Attributes:
+        copy: records of the units that are to be copied, init units first.
+        present: units that the destination holds already, with the same record and whole files.
+        remove: units of the destination that are taken back first, because another commit of them is to be copied.
+        notes: what of the selection stays behind, and what it was made from.
+        damaged: units whose record cannot be read, and why.
+    """
+
+    copy: tuple[CommitRecord, ...]
+    present: tuple[UnitId, ...]
+    remove: tuple[UnitId, ...] = ()
+    notes: tuple[str, ...] = ()
+    damaged: dict[UnitId, str] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the data files to be copied."""
+        return sum(record.bytes for record in self.copy)
+
+
+def plan_transfer(
+    source: str | Path,
+    destination: str | Path,
+    scenes: Sequence[str] | None = None,
+    cues: Sequence[str] | None = None,
+    *,
+    upstream: bool = False,
+    overwrite: bool = False,
+) -> TransferPlan:
+    """Plan a copy; reads commit records, writes nothing.
+
+    Args:
+        scenes: names or shell patterns; None for all.
+        cues: only these, and the init unit of each scene, without which no block is visible; None for all.
+        upstream: also the cues that the chosen ones were made from.
+        overwrite: where the destination holds another commit of a unit, take that one back and copy; else refuse.
+
+    Raises:
+        StoreError: no store at `source`; a scene or cue that it has not; the destination is no store, has other
+            attributes, or holds other commits (unless `overwrite`).
+    """
+    here = CueStore.open(source)
+    target = _destination(here, as_location(destination))
+    wanted = _chosen_cues(here, cues)
+    records, damaged, notes = _committed(here, _chosen_scenes(here, scenes))
+    if upstream:
+        wanted = _with_upstream(records, wanted)
+    chosen = {unit: record for unit, record in records.items() if is_init(unit) or unit.cue in wanted}
+    damaged = {unit: why for unit, why in damaged.items() if is_init(unit) or unit.cue in wanted}
+    states = {unit: _state(target, record) for unit, record in chosen.items()}
+    others = [unit for unit, state in states.items() if state == "other"]
+    if others and not overwrite:
+        raise StoreError(
+            f"{destination}: holds other commits of {len(others)} of these units, or damaged ones (first: "
+            f"{others[0]}). Copy with --overwrite to replace them, or give another destination."
+        )
+    remove = () if target is None else _to_remove(target, others)
+    present = {unit for unit, state in states.items() if state == "present"} - set(remove)
+    return TransferPlan(
+        copy=tuple(record for unit, record in chosen.items() if unit not in present),
+        present=tuple(sorted(present)),
+        remove=remove,
+        notes=(*notes, *_upstream_notes(records, chosen)),
+        damaged=damaged,
+    )
+
+
+def _destination(here: CueStore, path: Location) -> CueStore | None:
+    """The store that is at the destination, if there is one and it can take these units."""
+    if isinstance(path, ObjectPath):
+        raise StoreError(f"{path}: copies go to a disk so far. To fill a bucket, run `occflow cues` with that store.")
+    if isinstance(here.path, Path):
+        ours, theirs = here.path.resolve(), path.resolve()
+        if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+            raise StoreError(f"{path}: is, holds or lies in the store that is to be copied. Give another destination.")
+    if not (path / "zarr.json").exists():
+        return None
+    found = CueStore.open(path)
+    if found.attributes != here.attributes:
+        raise StoreError(
+            f"{path}: a store with other attributes (data set, kind, cameras, sizes or provenance) than {here.path}, "
+            "so its units do not fit. Give another destination."
+        )
+    return found
+
+
+def _chosen_scenes(here: CueStore, patterns: Sequence[str] | None) -> set[str]:
+    found = here.scenes()
+    if patterns is None:
+        return set(found)
+    chosen = set()
+    for pattern in patterns:
+        matches = fnmatch.filter(found, pattern)
+        if not matches:
+            raise StoreError(f"{here.path}: no scene {pattern!r}; it has {', '.join(found[:5]) or 'none'}, …")
+        chosen.update(matches)
+    return chosen
+
+
+def _chosen_cues(here: CueStore, cues: Sequence[str] | None) -> set[str]:
+    known = here.cues()
+    for cue in cues or ():
+        if cue not in known:
+            raise StoreError(f"{here.path}: cue {cue!r} is not one of this store's: {', '.join(known)}.")
+    return set(known if cues is None else cues)
+
+
+def _committed(here: CueStore, scenes: set[str]) -> tuple[dict[UnitId, CommitRecord], dict[UnitId, str], list[str]]:
+    """Visible records of these scenes; units whose record is damaged; a note of those that are not visible."""
+    records: dict[UnitId, CommitRecord] = {}
+    damaged: dict[UnitId, str] = {}
+    inits: dict[str, CommitRecord] = {}
+    hidden = 0
+    units = [unit for unit in record_units(here.path) if unit.scene in scenes]
+    for unit in sorted(units, key=lambda unit: not is_init(unit)):
+        try:
+            record = read_record(here.path, unit)
+        except StoreDamage as error:
+            damaged[unit] = str(error)
+            continue
+        if record is None:
+            continue
+        if is_init(unit):
+            inits[unit.scene] = record
+        elif unit.scene not in inits or inits[unit.scene].init != record.init:
+            hidden += 1
+            continue
+        records[unit] = record
+    notes = [f"{hidden} blocks belong to no readable init unit of their scene and stay behind"] if hidden else []
+    return records, damaged, notes
+
+
+def _with_upstream(records: dict[UnitId, CommitRecord], cues: set[str]) -> set[str]:
+    needs: dict[str, set[str]] = {}
+    for unit, record in records.items():
+        needs.setdefault(unit.cue, set()).update(record.provenance.upstream)
+    wanted: set[str] = set()
+    new = set(cues)
+    while new:
+        wanted |= new
+        new = set().union(*(needs.get(cue, set()) for cue in new)) - wanted
+    return wanted
+
+
+def _upstream_notes(records: dict[UnitId, CommitRecord], chosen: dict[UnitId, CommitRecord]) -> list[str]:
+    """What the chosen units were made from and does not come along, or is not what it was then."""
+    behind: Counter[tuple[str, str]] = Counter()
+    changed: Counter[tuple[str, str]] = Counter()
+    for unit, record in chosen.items():
+        for cue, fingerprint in record.provenance.upstream.items():
+            made_from = replace(unit, cue=cue)
+            if made_from not in chosen:
+                behind[unit.cue, cue] += 1
+            if made_from in records and records[made_from].fingerprint != fingerprint:
+                changed[unit.cue, cue] += 1
+    return [
+        *(f"{n} units of {cue} were made from {need}, which stays behind" for (cue, need), n in behind.items()),
+        *(
+            f"{n} units of {cue} were made from an earlier {need}: the next `occflow cues` makes them anew"
+            for (cue, need), n in changed.items()
+        ),
+    ]
+
+
+def _state(target: CueStore | None, record: CommitRecord) -> str:
+    """Whether the destination holds a unit: "present", "absent", or "other" (another commit of it, or damaged)."""
+    if target is None:
+        return "absent"
+    try:
+        found = read_record(target.path, record.unit)
+    except StoreDamage:
+        return "other"
+    if found is None:
+        return "absent"
+    return "present" if found == record and _whole(target.path, found) else "other"
+
+
+def _whole(root: Location, record: CommitRecord) -> bool:
+    """Whether a committed unit's files are there and as long as they should be."""
+    assert isinstance(root, Path), f"{root}: copies go to a disk"
+    try:
+        return all((root / entry.key).stat().st_size == entry.size for entry in record.shards)
+    except OSError:
+        return False
+
+
+def _to_remove(target: CueStore, others: list[UnitId]) -> tuple[UnitId, ...]:
+    """What has to go from the destination first; with another init unit, every block of its scene."""
+    scenes = {unit.scene for unit in others if is_init(unit)}
+    blocks = [unit for unit in record_units(target.path) if unit.scene in scenes and not is_init(unit)]
+    return tuple(sorted({*blocks, *others}, key=lambda unit: (is_init(unit), unit)))
