@@ -1,16 +1,14 @@
 """The command line: one sub-command per verb, thin; what is heavy is imported inside the command."""
 
-import functools
 import os
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
 from rich.table import Table
+
+import occflow_store
+from occflow_shell import names, out, overrides, say, verb
 
 # Threads that spin while they wait take the core that others need: on a busy machine a training step was seen to take
 # ten times as long. Read when torch is loaded, so it is set before.
@@ -22,57 +20,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+app.add_typer(occflow_store.app, name="store")
 
-KNOWN_ERRORS = {
-    "pipelines.config:ConfigError": 2,
-    "train.config:ConfigError": 2,
-    "pipelines.datasets.records:DataError": 1,
-    "storage.errors:StoreError": 1,
-    "model.checkpoint:CheckpointError": 1,
-    "train.checkpoint:CheckpointError": 1,
-    "eval.rules:EvaluationError": 2,
-    "pipelines.prefect_home:PrefectError": 1,
-    "occflow:CommandError": 2,
-}
-"""Errors whose message is a remedy, and the exit code they give; anything else is a bug and shows its traceback."""
-
-
-class CommandError(ValueError):
-    """An option that cannot be used."""
-
-
-def exit_code(error: BaseException) -> int | None:
-    """The exit code for an error that needs no traceback, else None. Looks only at modules imported already."""
-    for name, code in KNOWN_ERRORS.items():
-        module, _, cls = name.partition(":")
-        kind = getattr(sys.modules.get(module), cls, None)
-        if kind is not None and isinstance(error, kind):
-            return code
-    # The operating system's own message, where it says which file.
-    return 1 if isinstance(error, OSError) and error.filename is not None else None
-
-
-def verb(function: FunctionT) -> FunctionT:
-    """Show a known error as one red paragraph, without a traceback unless --debug asks for it."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except KeyboardInterrupt:
-            err.print("\n[yellow]interrupted[/]: what is committed stays; run the same command to go on")
-            raise typer.Exit(130) from None
-        except Exception as error:
-            code = exit_code(error)
-            if code is None or os.environ.get("OCCFLOW_DEBUG"):
-                raise
-            err.print(str(error), style="red", markup=False, soft_wrap=True)
-            raise typer.Exit(code) from None
-
-    return run  # type: ignore[return-value]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=c (repeatable).")]
+ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
+ThresholdOption = Annotated[float | None, typer.Option(help="Occupied where sdf <= this many metres.")]
 
 
 @app.callback()
@@ -80,32 +32,6 @@ def settings(debug: Annotated[bool, typer.Option(help="Show tracebacks of known 
     """Driving logs to 3D occupancy and flow, from cues alone. Start with `occflow demo`."""
     if debug:
         os.environ["OCCFLOW_DEBUG"] = "1"
-
-
-def overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """["a.b=c"] as {"a.b": c}, c read as YAML."""
-    parsed = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise CommandError(f"--set {pair}: expected key=value, such as runner.workers=4")
-        parsed[key] = yaml.safe_load(value)
-    return parsed
-
-
-def say(line: str) -> None:
-    """One line on standard output, as it is: not wrapped, no markup, so that paths can be copied."""
-    out.print(line, markup=False, soft_wrap=True)
-
-
-def names(text: str | None) -> tuple[str, ...] | None:
-    """ "a,b" as ("a", "b")."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=c (repeatable).")]
-ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
-ThresholdOption = Annotated[float | None, typer.Option(help="Occupied where sdf <= this many metres.")]
 
 
 @app.command()
@@ -145,7 +71,7 @@ def synth(
 def cues(
     config: Annotated[str, typer.Argument(help="A YAML file, or a preset: demo, nuscenes, semantic_kitti.")],
     root: Annotated[Path | None, typer.Option(help="Overrides dataset.root.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Overrides store.")] = None,
+    store: Annotated[str | None, typer.Option(help="Overrides store: a path, or s3://bucket/….zarr.")] = None,
     scenes: ScenesOption = None,
     cues: Annotated[str | None, typer.Option(help="Only these cues (and what they are made from).")] = None,
     runner: Annotated[str | None, typer.Option(help="threads, dask, or plain (no Prefect).")] = None,
@@ -177,29 +103,55 @@ def cues(
 
 @app.command()
 @verb
-def status(store: Annotated[Path, typer.Argument(help="A cue store.")]) -> None:
-    """What a store holds, scene by scene and cue by cue, and what is missing and why."""
-    from storage.status import status as store_status
-    from storage.truth import truth_path
+def deploy(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a preset, as for `occflow cues`.")],
+    name: Annotated[str | None, typer.Option(help="Of the deployment; default the store's name.")] = None,
+    pool: Annotated[str, typer.Option(help="Work pool; a process pool is created where there is none.")] = "occflow",
+    image: Annotated[str | None, typer.Option(help="For pools that start containers: one with occflow.")] = None,
+    cron: Annotated[str | None, typer.Option(help="When to run, as in '0 3 * * *'; else only when asked.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of --cron, such as Europe/Berlin; default UTC.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Overrides dataset.root.")] = None,
+    store: Annotated[str | None, typer.Option(help="Overrides store: a path, or s3://bucket/….zarr.")] = None,
+    scenes: ScenesOption = None,
+    cues: Annotated[str | None, typer.Option(help="Only these cues (and what they are made from).")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Make the extraction a Prefect deployment, for workers of a work pool, by hand or on a schedule."""
+    from pipelines.config import load_config
+    from pipelines.deployments import deploy as deploy_flow
 
-    table = Table("scene", "cue", "state", "blocks", "keyframes", "size", "why", box=None)
-    rows = store_status(store)
-    truth = store_status(truth_path(store)) if truth_path(store).exists() else []
-    for label, row in [*(("", row) for row in rows), *(("truth ", row) for row in truth)]:
-        size = f"{row.bytes / 1e6:.1f} MB"
-        blocks = f"{row.committed}/{row.blocks}"
-        table.add_row(row.scene, label + row.cue, row.state, blocks, str(row.frames), size, row.why)
-    out.print(table)
-    total = sum(row.bytes for row in [*rows, *truth])
-    incomplete = sum(row.state in ("partial", "damaged") for row in rows)
-    say(f"{len({row.scene for row in rows})} scenes, {total / 1e6:.1f} MB, {incomplete} cues incomplete: {store}")
+    settings = load_config(config, overrides(set_ or []) | {"dataset.root": root, "store": store})
+    given: dict[str, Any] = {"cron": cron, "timezone": timezone, "image": image}
+    given |= {"scenes": names(scenes), "cues": names(cues)}
+    default = str(settings.store).rsplit("/", 1)[-1].removesuffix(".zarr")
+    done = deploy_flow(settings, name or default, pool, **given)
+    when = f"runs at '{done.schedule}'" if done.schedule else "runs when asked"
+    say(f"{done.name} at {done.server}: {when}, on work pool {done.pool}")
+    say(f"next: prefect worker start --pool {done.pool}    and    prefect deployment run {done.name}")
+
+
+@app.command()
+@verb
+def status(
+    store: Annotated[str, typer.Argument(help="A cue store: a path, or s3://bucket/….zarr.")],
+    every: Annotated[bool, typer.Option("--all", help="Every scene and cue, however many.")] = False,
+) -> None:
+    """What a store holds, what is missing and why, what failed, and how far the run is that goes on."""
+    from storage.status import store_status
+
+    found = store_status(store)
+    occflow_store.show_status(found, every)
+    rows = [*found.rows, *found.truth]
+    incomplete = sum(row.state in ("partial", "damaged") for row in found.rows)
+    total = f"{sum(row.bytes for row in rows) / 1e6:.1f} MB"
+    say(f"{len({row.scene for row in found.rows})} scenes, {total}, {incomplete} cues incomplete: {store}")
     say(f"next: occflow {'verify' if not incomplete else 'verify --repair'} {store}")
 
 
 @app.command()
 @verb
 def verify(
-    store: Annotated[Path, typer.Argument(help="A cue store.")],
+    store: Annotated[str, typer.Argument(help="A cue store: a path, or s3://bucket/….zarr.")],
     repair: Annotated[
         bool, typer.Option(help="Take back what is damaged, so that `occflow cues` makes it anew.")
     ] = False,
@@ -240,20 +192,21 @@ def train(
     from train.loop import train as run_training  # seconds of imports, after a mistyped key is told
 
     result = run_training(settings, resume=resume)
+    tell = say if os.environ.get("RANK", "0") == "0" else lambda line: None  # torchrun: one process speaks for all
     for stage in result.stages:
         loss = f", loss {stage.losses[0]:.3f} -> {stage.losses[-1]:.3f}" if stage.losses else ""
-        say(f"stage {stage.stage}: {stage.steps} steps in {stage.seconds:.0f} s{loss} -> {stage.checkpoint}")
+        tell(f"stage {stage.stage}: {stage.steps} steps in {stage.seconds:.0f} s{loss} -> {stage.checkpoint}")
     if not result.finished:
-        say("stopped early; next: the same command with --resume")
+        tell("stopped early; next: the same command with --resume")
         raise typer.Exit(143)
-    say(f"next: occflow eval {result.checkpoint} {settings.store}")
+    tell(f"next: occflow eval {result.checkpoint} {settings.store}")
 
 
 @app.command("eval")
 @verb
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder (model.safetensors and model.yaml).")],
-    store: Annotated[Path, typer.Argument(help="The cue store; its truth store lies beside it.")],
+    store: Annotated[str, typer.Argument(help="The cue store; its truth store lies beside it.")],
     scenes: Annotated[str | None, typer.Option(help="Only these scenes, or keyframes of scenes: a,b:3,c:5-9.")] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of results and report.")] = None,
     protocol: Annotated[str | None, typer.Option(help="geometry or semantickitti; default by the truth.")] = None,
@@ -276,7 +229,7 @@ def evaluate(
 @verb
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
-    store: Annotated[Path, typer.Argument(help="A store; images, calibration and poses are enough.")],
+    store: Annotated[str, typer.Argument(help="A store; images, calibration and poses are enough.")],
     scenes: ScenesOption = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where labels and pictures go.")] = None,
     threshold: ThresholdOption = None,

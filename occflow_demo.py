@@ -194,7 +194,7 @@ def evaluate_stages(folder: Path, scenes: list[str], watch: Stopwatch, console: 
 
 def evaluate_checkpoint(
     checkpoint: Path,
-    store: Path,
+    store: str | Path,
     scenes: tuple[str, ...] | None,
     folder: Path,
     console: Console,

@@ -16,6 +16,7 @@ from eval.results import provenance, summary
 from eval.rules import EvaluationError, Rules, rules_for
 from eval.tally import Tally
 from model.network import OccFlow
+from storage.location import ObjectPath
 from storage.reader import StoreReader
 from storage.truth import TruthReader
 
@@ -27,7 +28,7 @@ SWEEP = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 def evaluate(
     model: OccFlow,
-    store: str | Path,
+    store: str | Path | ObjectPath,
     scenes: Sequence[str] | None = None,
     *,
     checkpoint: str | Path | None = None,
@@ -59,7 +60,8 @@ def evaluate(
         StoreError: no store, or a scene or image that is not committed.
     """
     started = time.perf_counter()
-    reader, truth = StoreReader(store), open_truth(Path(store))
+    reader = StoreReader(store)
+    truth = open_truth(reader.path)
     rules = _rules(model, reader, truth, protocol)
     predictor = Predictor(model, reader, rules.grid, threshold)
     source, tally = TruthSource(reader, truth), Tally(rules, reader, sweep, workers)
@@ -77,7 +79,7 @@ def evaluate(
 
 def choose_threshold(
     model: OccFlow,
-    store: str | Path,
+    store: str | Path | ObjectPath,
     scenes: Sequence[str] | None,
     candidates: Sequence[float],
     *,
@@ -91,7 +93,8 @@ def choose_threshold(
     Raises:
         EvaluationError: no candidate, or no occupancy truth to choose by.
     """
-    reader, truth = StoreReader(store), open_truth(Path(store))
+    reader = StoreReader(store)
+    truth = open_truth(reader.path)
     rules = _rules(model, reader, truth)
     if not candidates or not rules.classes:
         raise EvaluationError(f"{store}: a threshold is chosen from candidates by occupancy truth: one is missing")

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from eval.rays import ray_origins
 from eval.rules import EvaluationError, with_free
+from storage.location import ObjectPath
 from storage.reader import SceneReader, StoreReader
 from storage.truth import TruthReader, truth_path
 
@@ -26,7 +27,7 @@ class KeyframeTruth:
     origins: Float[np.ndarray, "origins 3"]
 
 
-def open_truth(store: Path) -> TruthReader | None:
+def open_truth(store: str | Path | ObjectPath) -> TruthReader | None:
     """The truth store beside a cue store, None where there is none."""
     path = truth_path(store)
     return TruthReader(path) if path.exists() else None

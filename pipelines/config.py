@@ -13,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.cues.base import ImageSizes
+from storage.configured import StoreLocation
+from storage.location import Location
 
 
 class ConfigError(ValueError):
@@ -93,7 +95,7 @@ class CuesConfig(_Model):
     """
 
     dataset: DatasetConfig
-    store: Path
+    store: StoreLocation
     sizes: SizesConfig
     cues: dict[str, dict[str, Any]]
     jpeg_quality: int = Field(default=90, ge=30, le=95)
@@ -105,8 +107,7 @@ class CuesConfig(_Model):
 
     @field_validator("store")
     @classmethod
-    def _store(cls, store: Path) -> Path:
-        store = _expand(store)
+    def _store(cls, store: Location) -> Location:
         if store.suffix != ".zarr":
             raise ValueError(f"a store's name ends in .zarr: try {store}.zarr")
         return store

@@ -1,5 +1,6 @@
 """An extraction on a terminal: which runner, a progress line, and what was done in the end."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -8,10 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipelines.config import CuesConfig
-from pipelines.estimate import check_space, estimate, free_space
+from pipelines.estimate import Estimate, check_space, estimate, free_space
 from pipelines.extract import extract_log
 from pipelines.plan import Plan, Work, plan
-from pipelines.prefect_home import check_reachable, private_prefect
+from pipelines.prefect_home import private_prefect
 from pipelines.schedule import ExtractReport, stop_on_signals
 
 _LINES = 12
@@ -30,7 +31,7 @@ def extract_shown(
     SIGINT and SIGTERM end it in order.
 
     Raises:
-        ConfigError: Dask workers elsewhere and no Prefect server that they can reach; others as `extract_log`.
+        ConfigError: workers that do not offer what the cues ask for; others as `extract_log`.
         PrefectError: the temporary server did not start.
     """
     work = plan(config, scenes, cues)
@@ -40,7 +41,6 @@ def extract_shown(
     with stop_on_signals() as stop, UnitProgress(console, work) as told:
         if not work.open or not prefect:
             return extract_log(config, scenes, cues, told, stop)
-        check_reachable(config.runner)
         with private_prefect(stop):
             from pipelines.flows import run_flow
 
@@ -115,12 +115,23 @@ def show_dry_run(
 ) -> None:
     """A table of what an extraction would take. Raises StoreError when the disk is too small for it."""
     rows = estimate(config, plan(config, scenes, cues))
-    table = Table("cue", "units", "keyframes", "size", "core time", "rates")
+    table = Table("cue", "units", "keyframes", "size", "time", "of a", "rates")
     for row in rows:
         time = f"{row.seconds / 3600:.1f} h" if row.seconds >= 3600 else f"{row.seconds:.0f} s"
-        table.add_row(row.cue, str(row.units), str(row.keyframes), f"{row.bytes / 1e6:,.1f} MB", time, row.source)
+        table.add_row(
+            row.cue, str(row.units), str(row.keyframes), f"{row.bytes / 1e6:,.1f} MB", time, _device(row), row.source
+        )
     console.print(table)
-    hours, size = sum(row.seconds for row in rows) / 3600, sum(row.bytes for row in rows)
+    hours = {device: sum(row.seconds for row in rows if _device(row) == device) / 3600 for device in ("core", "GPU")}
+    size = sum(row.bytes for row in rows)
     free = free_space(config.store)
-    console.print(f"about {hours:.2f} core hours, 0 GPU hours, {size / 1e9:.2f} GB; {free / 1e9:.1f} GB are free")
+    console.print(
+        f"about {hours['core']:.2f} core hours, {hours['GPU']:.2f} GPU hours, {size / 1e9:.2f} GB; "
+        + (f"{free / 1e9:.1f} GB are free" if math.isfinite(free) else "a bucket has no end"),
+        soft_wrap=True,
+    )
     check_space(config, rows)
+
+
+def _device(row: Estimate) -> str:
+    return "GPU" if row.gpu else "core"

@@ -1,8 +1,11 @@
-"""What this machine can run: packages, devices, disk, each with the exact missing step."""
+"""What this machine can run: packages, devices, disk and what a store asks of it, each with the exact missing step."""
 
+import fcntl
 import os
+import resource
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -10,11 +13,13 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from storage.chunks import OPEN_SHARDS
+
 PARTS: dict[str, tuple[tuple[str, ...], str]] = {
     "training and evaluation": (("torch", "numpy", "einops", "safetensors", "lightning"), "pip install occflow"),
     "cue extraction": (("opencv-python-headless", "numba", "zarr", "scipy"), "pip install occflow"),
     "Prefect flow": (("prefect", "fastapi", "sqlalchemy"), "pip install -c constraints.txt occflow"),
-    "Dask runner": (("prefect-dask", "dask", "distributed"), "pip install -c constraints.txt occflow"),
+    "Dask runner": (("dask", "distributed"), "pip install -c constraints.txt occflow"),
     "nuScenes' official splits": (("nuscenes-devkit",), "pip install 'occflow[nuscenes]'"),
     "detection and segmentation cues": (("transformers",), "pip install 'occflow[cues]'"),
     "object store": (("obstore",), "pip install 'occflow[s3]'"),
@@ -34,7 +39,7 @@ class Finding:
 
 def examine(folder: Path = Path()) -> list[Finding]:
     """All findings for this machine; `folder` is where stores and runs would go."""
-    return [_python(), *_packages(), *_torch(), _cores(), _disk(folder)]
+    return [_python(), *_packages(), *_torch(), _cores(), _disk(folder), _file_system(folder), _open_files()]
 
 
 def _python() -> Finding:
@@ -106,3 +111,35 @@ def _disk(folder: Path) -> Finding:
     enough = free > 2e9
     remedy = "" if enough else "the demo takes about 1 GB: free some, or run in another folder"
     return Finding("disk", "ok" if enough else "missing", f"{free / 1e9:.1f} GB free at {folder.resolve()}", remedy)
+
+
+def _file_system(folder: Path) -> Finding:
+    """Whether a store can be written here: locks that exclude, links that refuse to overwrite, renames."""
+    where = folder.resolve()
+    try:
+        with tempfile.TemporaryDirectory(dir=where, prefix=".occflow-doctor-") as name:
+            first, second = Path(name) / "first", Path(name) / "second"
+            first.touch()
+            with first.open() as one, first.open() as other:
+                fcntl.flock(one, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return Finding("file system", "missing", f"locks at {where} exclude nobody", _ELSEWHERE)
+                except BlockingIOError:
+                    pass
+            os.link(first, second)
+            os.replace(second, first)
+    except OSError as error:
+        return Finding("file system", "missing", f"{where}: {error.strerror or error}", _ELSEWHERE)
+    return Finding("file system", "ok", f"locks, links and renames work at {where}")
+
+
+_ELSEWHERE = "put stores on a local disk, or on NFS 4 or Lustre mounted with flock, and own the folder"
+
+
+def _open_files() -> Finding:
+    """Every process that reads a store keeps up to OPEN_SHARDS of its files open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = soft == resource.RLIM_INFINITY or soft >= 4 * OPEN_SHARDS
+    step = "" if enough else f"ulimit -n {4 * OPEN_SHARDS if hard < 0 else min(hard, 4 * OPEN_SHARDS)}"
+    return Finding("open files", "ok" if enough else "optional", f"{soft} per process", step)

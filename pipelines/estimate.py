@@ -1,8 +1,8 @@
 """What an extraction will take, before it starts: units, bytes, core seconds per cue; and whether the disk holds it."""
 
+import math
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipelines.config import CuesConfig
 from pipelines.plan import Plan, Work
@@ -10,6 +10,7 @@ from pipelines.scene_table import sweep_slots
 from pipelines.workbench import Workbench, workbench
 from storage.errors import StoreError
 from storage.layout import INIT, blocks
+from storage.location import Location, ObjectPath
 
 MB = 1e6
 
@@ -31,7 +32,10 @@ _RATES: dict[str, tuple[str, float, float]] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cue's share: `source` says whether rates were measured in this store or are built in."""
+    """One cue's share: `source` says whether rates were measured in this store or are built in.
+
+    `seconds` are of one core, or of one GPU where `gpu` says that the cue's extractor asks for one.
+    """
 
     cue: str
     units: int
@@ -39,21 +43,22 @@ class Estimate:
     bytes: float
     seconds: float
     source: str
+    gpu: bool = False
 
 
 def estimate(config: CuesConfig, work: Plan) -> list[Estimate]:
-    """Per cue, what its open units will take; rates of units that the store holds already are used where there are.
-
-    None of the embedded cues uses a GPU; `seconds` are of one core.
-    """
+    """Per cue, what its open units will take; rates of units that the store holds already are used where there are."""
     bench = workbench(config)
     rows: dict[str, list[int]] = {}
+    on_gpu: set[str] = set()
     for item in work.open:
         if item.unit.cue == INIT:
             continue
         name = f"truth {item.unit.cue}" if item.truth else item.unit.cue
         keyframes, frames = _frames(bench, item)
         row = rows.setdefault(name, [0, 0, 0])
+        if item.gpu:
+            on_gpu.add(name)
         row[0] += 1
         row[1] += keyframes
         row[2] += frames
@@ -62,12 +67,14 @@ def estimate(config: CuesConfig, work: Plan) -> list[Estimate]:
         per_frame, seconds, source = _rates(bench, name, config)
         by_keyframe = source == "store" or _RATES[name.split()[-1]][0] == "frame"
         count = keyframes if by_keyframe else frames
-        out.append(Estimate(name, units, keyframes, per_frame * count, seconds * count, source))
+        out.append(Estimate(name, units, keyframes, per_frame * count, seconds * count, source, name in on_gpu))
     return out
 
 
-def free_space(store: Path) -> int:
-    """Free bytes of the disk that a store at this path is or will be on."""
+def free_space(store: Location) -> float:
+    """Free bytes of the disk that a store at this path is or will be on; a bucket has no end."""
+    if isinstance(store, ObjectPath):
+        return math.inf
     folder = store
     while not folder.exists():
         folder = folder.parent

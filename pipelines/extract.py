@@ -1,19 +1,25 @@
 """One unit of work in, one committed unit out: plain functions with no orchestrator; flows.py runs them as tasks."""
 
 import time
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from threading import Event
 
+from pipelines.batches import Batch, Outcome
 from pipelines.block import extract_block, jpeg_bounds
 from pipelines.config import CuesConfig
+from pipelines.datasets.records import DataError
+from pipelines.models import in_turn
 from pipelines.plan import Plan, fingerprint, plan
 from pipelines.scene_table import scene_table
 from pipelines.schedule import ExtractReport, Progress, run_units
 from pipelines.workbench import workbench
 from storage.commit import CommitRecord, Provenance
 from storage.errors import CueMissing
+from storage.journal import RunJournal, read_runs
 from storage.layout import INIT, UnitId
 from storage.store import CueStore
 
@@ -54,8 +60,8 @@ def extract_unit(config: CuesConfig, unit: UnitId, truth: bool = False) -> Commi
     if store.is_current(unit, mark):
         return _committed(store, unit)
     started = time.perf_counter()
-    extractor = bench.extractor_for(unit, truth)
-    block, skipped = extract_block(bench, unit, extractor, bench.upstream(unit, extractor.needs))
+    with in_turn(bench.extractor_for(unit, truth)) as extractor:
+        block, skipped = extract_block(bench, unit, extractor, bench.upstream(unit, extractor.needs))
     provenance = Provenance(
         fingerprint=mark,
         config_digest=extractor.config_digest(),
@@ -71,6 +77,30 @@ def extract_unit(config: CuesConfig, unit: UnitId, truth: bool = False) -> Commi
         notes=[*block.notes, *skipped],
     )
     return store.commit_block(unit, block.arrays, provenance)
+
+
+def extract_units(config: CuesConfig, batch: Batch, run: str) -> list[Outcome]:
+    """Units one after another, as `extract_unit`; a DataError becomes its unit's outcome.
+
+    Under on_error fail the first of them ends the batch, and the list is shorter than the batch. `run` names the
+    extraction: in a process that has served an earlier one, what is known of the disk is looked up anew.
+
+    Raises:
+        StoreError: from the store, as any other exception; the units before it stay committed.
+    """
+    workbench(config, run=run)
+    outcomes: list[Outcome] = []
+    for item in batch:
+        started = time.perf_counter()
+        record, error = None, None
+        try:
+            record = extract_unit(config, item.unit, item.truth)
+        except DataError as fault:
+            error = fault
+        outcomes.append(Outcome(time.perf_counter() - started, record, error))
+        if error is not None and config.on_error == "fail":
+            break
+    return outcomes
 
 
 def extract_scene(config: CuesConfig, scene: str, cues: Sequence[str] | None = None) -> list[CommitRecord]:
@@ -100,13 +130,14 @@ def extract_log(
     started = time.perf_counter()
     work = plan(config, scenes, cues)
     report = begin_report(config, work)
+    run = new_run()
     with ThreadPoolExecutor(config.runner.workers, thread_name_prefix="cues") as pool:
         try:
             run_units(
                 work,
-                lambda item: pool.submit(extract_unit, config, item.unit, item.truth),
+                lambda batch: pool.submit(extract_units, config, batch, run),
                 report,
-                width=config.runner.workers + 1,
+                width=lambda gpu: 1 if gpu else config.runner.workers + 1,
                 fail_fast=config.on_error == "fail",
                 progress=progress,
                 stop=stop,
@@ -119,6 +150,23 @@ def extract_log(
     return report
 
 
+def new_run() -> str:
+    """A name for one extraction, unlike any other's."""
+    return uuid.uuid4().hex
+
+
+def going_on(config: CuesConfig, work: Plan) -> str | None:
+    """Host and process of another run that makes open units of this plan now; None where none does, or none can tell.
+
+    Object storage cannot tell. Two runs on the same units are safe, but one of them labours in vain.
+    """
+    store = workbench(config).open_store(False)
+    mine = {item.name for item in work.open}
+    if store is None or not mine:
+        return None
+    return next((run.where for run in read_runs(store.path) if run.running and run.planned & mine), None)
+
+
 def begin_report(config: CuesConfig, work: Plan) -> ExtractReport:
     """A report of what is current already; if anything is to be done, what killed writers left is removed first."""
     bench = workbench(config)
@@ -126,12 +174,16 @@ def begin_report(config: CuesConfig, work: Plan) -> ExtractReport:
         for store in (bench.open_store(False), bench.open_store(True)):
             if store is not None:
                 store.sweep_temporaries()
-    return ExtractReport(current=work.count("current"), skipped_scenes=dict(work.skipped))
+    report = ExtractReport(current=work.count("current"), skipped_scenes=dict(work.skipped))
+    if work.open and isinstance(bench.store.path, Path):  # a journal is appended to, which object storage cannot
+        report.journal = RunJournal(bench.store.path, [item.name for item in work.open])
+    return report
 
 
 def finish_report(config: CuesConfig, work: Plan, report: ExtractReport) -> None:
     """Add the raw files that were left out, and what the reader noticed."""
     bench = workbench(config)
+    report.journal = None
     for scene in dict.fromkeys(item.unit.scene for item in work.work):
         inputs = bench.known_inputs(scene)
         if inputs is not None:

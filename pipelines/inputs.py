@@ -21,7 +21,9 @@ from jaxtyping import UInt8
 from pipelines.config import json_digest
 from pipelines.datasets.files import load_image
 from pipelines.datasets.records import CameraImage, DataError, Frame, LidarSweep, Log, Scene
+from storage.backend import backend
 from storage.errors import StoreError
+from storage.location import Location, ObjectPath
 
 _IMAGE_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 """First bytes of JPEG and PNG files and the marker that ends a whole one: decoders fill a cut file with grey."""
@@ -81,12 +83,12 @@ def _record_facts(scene: Scene) -> list[object]:
     return out
 
 
-def facts_file(store: Path, scene: str) -> Path:
+def facts_file(store: Location, scene: str) -> Location:
     """Where the digests of a scene's raw files are kept."""
     return store / "inputs" / f"{scene}.json"
 
 
-def known_inputs(scene: Scene, root: Path, kept: Path) -> SceneInputs | None:
+def known_inputs(scene: Scene, root: Path, kept: Location) -> SceneInputs | None:
     """The kept facts of a scene if they cover every file and no size or time has changed; reads no raw file."""
     known = _load_facts(kept, root)
     files = {}
@@ -98,7 +100,7 @@ def known_inputs(scene: Scene, root: Path, kept: Path) -> SceneInputs | None:
     return SceneInputs(files)
 
 
-def examine_inputs(log: Log, scene: Scene, root: Path, kept: Path) -> SceneInputs:
+def examine_inputs(log: Log, scene: Scene, root: Path, kept: Location) -> SceneInputs:
     """Hash and check every raw file of a scene, reusing what is known and unchanged, and keep the result in `kept`.
 
     Checked: the file is there and not empty, an image ends with its end marker, the reader can read a LiDAR sweep.
@@ -169,23 +171,27 @@ def image_fault(path: Path, data: bytes) -> str | None:
     return None
 
 
-def _load_facts(kept: Path, root: Path) -> dict[Path, FileFacts]:
+def _load_facts(kept: Location, root: Path) -> dict[Path, FileFacts]:
     try:
-        rows = json.loads(kept.read_text())
+        rows = json.loads(backend(kept.parent).get(kept.name))
         return {root / path: FileFacts(**facts) for path, facts in rows.items()}
-    except (FileNotFoundError, json.JSONDecodeError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _save_facts(inputs: SceneInputs, root: Path, kept: Path) -> None:
+def _save_facts(inputs: SceneInputs, root: Path, kept: Location) -> None:
     rows = {
         str(path.relative_to(root) if path.is_relative_to(root) else path): asdict(facts)
         for path, facts in inputs.files.items()
     }
+    content = json.dumps(rows)
+    if isinstance(kept, ObjectPath):
+        backend(kept.parent).replace({kept.name: content.encode()})
+        return
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(rows))
+        temporary.write_text(content)
         os.replace(temporary, kept)
     except OSError as error:
         raise StoreError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.config import ConfigError, CuesConfig, closest, json_digest
+from pipelines.cues.base import needs_gpu
 from pipelines.datasets.records import DataError
 from pipelines.inputs import without_faults
 from pipelines.workbench import Workbench, workbench
@@ -16,12 +17,16 @@ State = Literal["current", "missing", "stale"]
 
 @dataclass(frozen=True)
 class Work:
-    """One unit of work. `needs` names the work that must be current first; `truth` units go to the sibling store."""
+    """One unit of work. `needs` names the work that must be current first; `truth` units go to the sibling store.
+
+    `gpu`: the unit's extractor asks for a GPU.
+    """
 
     unit: UnitId
     truth: bool = False
     needs: tuple[str, ...] = ()
     state: State = "missing"
+    gpu: bool = False
 
     @property
     def name(self) -> str:
@@ -110,7 +115,11 @@ def _scene_work(bench: Workbench, name: str, cues: Sequence[str]) -> list[Work]:
         opened = Work(UnitId(INIT, name), truth=True).name
         units.append((UnitId(INIT, name), True, (str(UnitId(INIT, name)),)))
         units += [(UnitId(cue, name, b), True, (opened,)) for cue in bench.truth_extractors for b in range(len(ranges))]
-    return [Work(unit, truth, needs, _state(bench, digest, unit, truth)) for unit, truth, needs in units]
+    gpu = {cue for cue, extractor in bench.extractors.items() if needs_gpu(extractor)}
+    return [
+        Work(unit, truth, needs, _state(bench, digest, unit, truth), gpu=not truth and unit.cue in gpu)
+        for unit, truth, needs in units
+    ]
 
 
 def _state(bench: Workbench, scene_digest: str | None, unit: UnitId, truth: bool) -> State:

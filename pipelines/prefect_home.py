@@ -18,9 +18,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
-from urllib.parse import urlsplit
-
-from pipelines.config import ConfigError, RunnerConfig
 
 START_TIMEOUT_S = 120.0
 """Measured on two cores: 6 s, 15 s with a new database, several times that on a busy machine."""
@@ -33,6 +30,8 @@ _DEFAULTS = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "DASK_LOGGING__DISTRIBUTED": "critical",
+    "DASK_LOGGING__TORNADO": "critical",
+    "DASK_LOGGING__ASYNCIO": "critical",
 }
 _SERVER = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
 """What Prefect itself sets for a server that lives as long as one run."""
@@ -48,23 +47,13 @@ uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.
 
 
 class PrefectError(RuntimeError):
-    """The temporary Prefect server cannot be had. The message says what to do."""
+    """The Prefect server cannot be had: a temporary one, or the one that is named. The message says what to do."""
 
 
 def prefect_home() -> Path:
     """Folder of the temporary server's database, so that neither profiles nor a broken ~/.prefect matter."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "occflow" / "prefect"
-
-
-def check_reachable(runner: RunnerConfig) -> None:
-    """Raise a ConfigError when Dask workers on other machines would have to reach a server on this one's loopback."""
-    host = urlsplit(runner.scheduler or "").hostname
-    if host not in (None, "localhost", "127.0.0.1", "::1") and "PREFECT_API_URL" not in os.environ:
-        raise ConfigError(
-            f"runner.scheduler = {runner.scheduler!r}: workers on other machines report to a Prefect server that they "
-            "can reach; start `prefect server start --host 0.0.0.0` and set PREFECT_API_URL=http://HOST:4200/api"
-        )
 
 
 @contextmanager
@@ -78,20 +67,26 @@ def private_prefect(stop: Event | None = None) -> Iterator[None]:
         PrefectError: the server did not start.
         KeyboardInterrupt: `stop` was set while it started.
     """
+    with quiet_prefect(), ExitStack() as held:
+        if "PREFECT_API_URL" not in os.environ:
+            if "PREFECT_HOME" not in os.environ:
+                os.environ["PREFECT_HOME"] = str(held.enter_context(_home()))
+            url = held.enter_context(_server(stop or Event()))
+            os.environ["PREFECT_API_URL"] = url
+            settings = importlib.import_module("prefect.settings")
+            # For a process that had imported Prefect before: it reads the environment only then.
+            held.enter_context(settings.temporary_settings({settings.PREFECT_API_URL: url}))
+        yield
+
+
+@contextmanager
+def quiet_prefect() -> Iterator[None]:
+    """Inside, `prefect` imports without a word and sends no telemetry; settings of the environment are left."""
     before = dict(os.environ)
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:
-        with ExitStack() as held:
-            if "PREFECT_API_URL" not in os.environ:
-                if "PREFECT_HOME" not in os.environ:
-                    os.environ["PREFECT_HOME"] = str(held.enter_context(_home()))
-                url = held.enter_context(_server(stop or Event()))
-                os.environ["PREFECT_API_URL"] = url
-                settings = importlib.import_module("prefect.settings")
-                # For a process that had imported Prefect before: it reads the environment only then.
-                held.enter_context(settings.temporary_settings({settings.PREFECT_API_URL: url}))
-            yield
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)

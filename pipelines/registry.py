@@ -109,11 +109,17 @@ def _build(cue: str, parameters: Mapping[str, Any], shared: Mapping[str, Any]) -
             raise ValueError(f"cue {cue!r} has no parameter {key!r} (value {value!r}); {closest(key, known)}")
     values = {key: value for key, value in shared.items() if key in known} | given
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return _adapter(kind).validate_python(values)
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in fault["loc"])
         raise ValueError(f"cue {cue!r}, parameter {key} = {fault['input']!r}: {fault['msg']}") from None
+
+
+@lru_cache(32)
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Building one costs more than an extractor."""
+    return TypeAdapter(kind)
 
 
 def build_truth_extractors(occupancy_shape: tuple[int, int, int]) -> dict[str, CueExtractor]:

@@ -5,38 +5,42 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import Event
 from types import FrameType
 from typing import Any, Literal, Protocol
 
-from pipelines.datasets.records import DataError
+from pipelines.batches import Batch, Outcome, ReadyUnits, WorkerLost
 from pipelines.plan import Plan, Work
 from storage.commit import CommitRecord
+from storage.journal import RunJournal
 
 _POLL_S = 0.2
-"""How often the wait for a finished unit looks whether to stop."""
+"""How often the wait for a finished batch looks whether to stop."""
 
 Progress = Callable[[Work, Literal["started", "committed", "failed"]], None]
 
 
-class UnitFuture(Protocol):
-    """What is asked of a future: concurrent.futures', Prefect's on threads and Prefect's on Dask all offer it."""
+class BatchFuture(Protocol):
+    """What is asked of a future: those of concurrent.futures, of Prefect on threads and of Dask all offer it."""
 
     def add_done_callback(self, fn: Callable[[Any], None]) -> object:
-        """Call `fn` once, from any thread, when the unit has ended."""
+        """Call `fn` once, from any thread, when the batch has ended."""
         ...
 
-    def result(self) -> CommitRecord:
-        """The record, or the unit's exception."""
+    def result(self) -> list[Outcome]:
+        """What came of the units that were tried, or any exception but a unit's DataError."""
         ...
 
 
 @dataclass
 class ExtractReport:
-    """What an extraction did. `failed` and the two `skipped_` map a unit, scene or file to the reason."""
+    """What an extraction did. `failed` and the two `skipped_` map a unit, scene or file to the reason.
+
+    `journal`: where it leaves word of failures and of its end while it goes on, for `occflow status`.
+    """
 
     committed: int = 0
     current: int = 0
@@ -48,6 +52,13 @@ class ExtractReport:
     skipped_files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+    journal: RunJournal | None = None
+
+    def fail(self, name: str, reason: str) -> None:
+        """Record a unit that could not be made, and leave word of it."""
+        self.failed[name] = reason
+        if self.journal is not None:
+            self.journal.failed(name, reason)
 
     def add(self, name: str, record: CommitRecord) -> None:
         """Count a unit that was committed and keep what it says about itself."""
@@ -59,11 +70,12 @@ class ExtractReport:
 
 def run_units(
     work: Plan,
-    submit: Callable[[Work], UnitFuture],
+    submit: Callable[[Batch], BatchFuture],
     report: ExtractReport,
     *,
-    width: int,
+    width: Callable[[bool], int],
     fail_fast: bool,
+    batch_s: float = 0.0,
     progress: Progress | None = None,
     stop: Event | None = None,
 ) -> None:
@@ -71,54 +83,82 @@ def run_units(
 
     Args:
         work: units, upstream before downstream.
-        submit: starts one unit.
+        submit: starts a batch of units, all of them for GPUs or none.
         report: what is counted into; units that could not be made are in `failed`.
-        width: how many units may be in the making at once.
-        fail_fast: raise the first DataError rather than record it and go on; any other error is always raised.
+        width: how many batches may be in the making at once, of units for GPUs (True) and of others (False).
+        fail_fast: raise the first DataError or WorkerLost rather than record it and go on; any other error is always
+            raised.
+        batch_s: units that take less are submitted several at a time, so that a batch lasts about so long; 0 for
+            one by one.
         progress: told of every unit.
-        stop: when set, nothing more is submitted, and this returns when the units in the making have ended.
+        stop: when set, nothing more is submitted, and this returns when the batches in the making have ended.
     """
     tell = progress or (lambda item, state: None)
-    waiting = {item.name: item for item in work.open}
-    running: set[str] = set()
-    ended: queue.SimpleQueue[tuple[Work, UnitFuture]] = queue.SimpleQueue()
-    while waiting or running:
-        if stop is not None and stop.is_set():
-            report.interrupted = report.interrupted or bool(waiting)
-            waiting.clear()
-        for item in _ready(waiting, running, width):
-            running.add(item.name)
-            tell(item, "started")
-            submit(waiting.pop(item.name)).add_done_callback(lambda future, item=item: ended.put((item, future)))
-        try:
-            item, future = ended.get(timeout=_POLL_S)
-        except queue.Empty:
-            continue
-        running.discard(item.name)
-        try:
-            report.add(item.name, future.result())
+    ready = ReadyUnits(work.open, batch_s)
+    running = {False: 0, True: 0}
+    suspects: set[str] = set()
+    ended: queue.SimpleQueue[tuple[Batch, BatchFuture]] = queue.SimpleQueue()
+    with report.journal or nullcontext():
+        while ready or any(running.values()):
+            if stop is not None and stop.is_set():
+                report.interrupted = report.interrupted or bool(ready)
+                ready.clear()
+            for batch in _next(ready, running, width):
+                running[batch[0].gpu] += 1
+                for item in batch:
+                    tell(item, "started")
+                submit(batch).add_done_callback(lambda future, batch=batch: ended.put((batch, future)))
+            try:
+                batch, future = ended.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            running[batch[0].gpu] -= 1
+            try:
+                outcomes = future.result()
+            except WorkerLost as error:
+                # Whoever was beside the unit that ends its processes is lost with it. Made again with nothing beside
+                # it, a unit that is lost once more is that unit.
+                if batch[0].name not in suspects:
+                    suspects |= {item.name for item in batch}
+                    ready.put_back(batch)
+                    continue
+                outcomes = [Outcome(0.0, error=error)]
+            _count(batch, outcomes, ready, report, fail_fast, tell)
+        if report.journal is not None and report.interrupted:
+            report.journal.end("stopped")
+
+
+def _next(ready: ReadyUnits, running: dict[bool, int], width: Callable[[bool], int]) -> Iterator[Batch]:
+    """Batches to submit now; the caller counts each in `running`."""
+    for gpu in running:
+        while batch := ready.take(gpu, width(gpu) - running[gpu]):
+            yield batch
+    if not any(running.values()) and (batch := ready.take_suspect()):
+        yield batch
+
+
+def _count(
+    batch: Batch, outcomes: list[Outcome], ready: ReadyUnits, report: ExtractReport, fail_fast: bool, tell: Progress
+) -> None:
+    """Add what came of a batch to the report, and make ready what waited for it."""
+
+    def fail(item: Work, error: Exception) -> None:
+        tell(item, "failed")
+        report.fail(item.name, str(error))
+        if fail_fast:
+            raise error
+        for orphan, need in ready.drop(item):
+            report.fail(orphan.name, f"not made: {need}, which it is made from, failed")
+            tell(orphan, "failed")
+
+    for item, outcome in zip(batch, outcomes, strict=False):
+        ready.learn(item, outcome.seconds)
+        if outcome.record is not None:
+            report.add(item.name, outcome.record)
             tell(item, "committed")
-        except DataError as error:
-            tell(item, "failed")
-            if fail_fast:
-                raise
-            report.failed[item.name] = str(error)
-            _drop_orphans(waiting, report, tell)
-
-
-def _ready(waiting: dict[str, Work], running: set[str], width: int) -> list[Work]:
-    unfinished = waiting.keys() | running
-    ready = [item for item in waiting.values() if unfinished.isdisjoint(item.needs)]
-    return ready[: max(0, width - len(running))]
-
-
-def _drop_orphans(waiting: dict[str, Work], report: ExtractReport, tell: Progress) -> None:
-    for name, item in list(waiting.items()):
-        lost = [need for need in item.needs if need in report.failed]
-        if lost:
-            report.failed[name] = f"not made: {lost[0]}, which it is made from, failed"
-            del waiting[name]
-            tell(item, "failed")
+            ready.done(item)
+        elif outcome.error is not None:
+            fail(item, outcome.error)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What the units of one extraction share in a process: the log, its scenes, their inputs, extractors and caches."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 
@@ -24,6 +25,7 @@ class Workbench:
 
     def __init__(self, config: CuesConfig) -> None:
         self.config = config
+        self.run: str | None = None
         self.images = ImageCache(config.runner.image_cache_mb << 20)
         self.sizes = config.sizes.image_sizes()
         self.raw_scene = lru_cache(_SCENES_KEPT)(self._raw_scene)
@@ -178,12 +180,20 @@ class Workbench:
 
 
 _open: dict[str, Workbench] = {}
+_opening = threading.Lock()
 
 
-def workbench(config: CuesConfig, fresh: bool = False) -> Workbench:
-    """This process's workbench for a configuration; one at a time is kept. `fresh` looks at the disk anew."""
+def workbench(config: CuesConfig, fresh: bool = False, run: str | None = None) -> Workbench:
+    """This process's workbench for a configuration; one at a time is kept.
+
+    `fresh` looks at the disk anew. So does a `run` other than the one that the workbench has served: workers of a
+    cluster outlive runs, and raw files may change between two.
+    """
     key = config.model_dump_json()
-    if fresh or key not in _open:
-        _open.clear()
-        _open[key] = Workbench(config)
-    return _open[key]
+    with _opening:
+        kept = _open.get(key)
+        if kept is None or fresh or (run is not None and kept.run not in (None, run)):
+            _open.clear()
+            kept = _open[key] = Workbench(config)
+        kept.run = run or kept.run
+        return kept

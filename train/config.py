@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 
 from model.config import ModelConfig
+from storage.configured import StoreLocation
 from train.settings import (
     AblationConfig,
     DataConfig,
@@ -32,7 +33,7 @@ class ConfigError(ValueError):
 class TrainConfig(Section):
     """A whole run: both stages of one network on one store."""
 
-    store: Path
+    store: StoreLocation
     out: Path
     seed: NonNegativeInt = 0
     model: ModelConfig = ModelConfig()

@@ -75,7 +75,11 @@ class CueBlock:
 
 
 class CueExtractor(Protocol):
-    """One cue. Instances are cheap to build and picklable; models are loaded on first use."""
+    """One cue. Instances are cheap to build and picklable; models are loaded on first use.
+
+    Two attributes may be left out, which means False: `needs_gpu` (its units go to workers with a GPU) and
+    `loads_model` (an instance holds a model once used: each process keeps one, which labels one block at a time).
+    """
 
     @property
     def name(self) -> str:
@@ -98,6 +102,16 @@ class CueExtractor(Protocol):
     def extract(self, context: BlockContext) -> CueBlock:
         """Label one block."""
         ...
+
+
+def needs_gpu(extractor: CueExtractor) -> bool:
+    """Whether this extractor's units have to run where there is a GPU."""
+    return bool(getattr(extractor, "needs_gpu", False))
+
+
+def loads_model(extractor: CueExtractor) -> bool:
+    """Whether an instance holds what is worth keeping from unit to unit; so does all that needs a GPU."""
+    return needs_gpu(extractor) or bool(getattr(extractor, "loads_model", False))
 
 
 def parameters_digest(extractor: Any, version: int) -> str:

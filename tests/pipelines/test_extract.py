@@ -13,9 +13,10 @@ import pytest
 
 from pipelines.config import CuesConfig
 from pipelines.datasets.records import DataError
-from pipelines.extract import extract_log, extract_scene
+from pipelines.extract import extract_log, extract_scene, going_on
 from pipelines.plan import plan
 from storage.errors import SchemaVersionError, StoreError
+from storage.journal import RunJournal
 from storage.reader import StoreReader
 from storage.verify import verify
 
@@ -119,6 +120,18 @@ def test_a_stop_leaves_whole_units_and_the_next_run_goes_on(cues_config: ConfigM
     assert verify(config.store) == []
     rest = extract_log(config)
     assert (rest.committed, rest.current) == (UNITS - report.committed, report.committed)
+
+
+def test_another_run_at_the_same_units_is_noticed(cues_config: ConfigMaker) -> None:
+    config = cues_config()
+    assert going_on(config, plan(config)) is None, "there is no store yet"
+    extract_log(config, ["00"])
+    work = plan(config)
+    assert going_on(config, work) is None, "its journal has ended"
+    with RunJournal(config.store, ["init--00--00000"]):
+        assert going_on(config, work) is None, "at units that are current here"
+    with RunJournal(config.store, [work.open[0].name]):
+        assert f"process {os.getpid()}" in str(going_on(config, work))
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
