@@ -1,0 +1,149 @@
+"""The extraction as a Prefect deployment: the same flow, run by workers of a work pool, by hand or on a schedule.
+
+Needs a Prefect server of your own (PREFECT_API_URL); `pipelines.prefect_home.private_prefect` has none to deploy to.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pipelines.config import ConfigError, CuesConfig
+from pipelines.prefect_home import PrefectError, quiet_prefect
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What was deployed: `name` is what `prefect deployment run` takes."""
+
+    name: str
+    pool: str
+    schedule: str | None
+    server: str
+
+
+def absolute(config: CuesConfig) -> CuesConfig:
+    """The same configuration with paths that mean the same from any working folder, for processes elsewhere."""
+    changed: dict[str, Any] = {"dataset": config.dataset.model_copy(update={"root": config.dataset.root.absolute()})}
+    if isinstance(config.store, Path):
+        changed["store"] = config.store.absolute()
+    return config.model_copy(update=changed)
+
+
+def deploy(
+    config: CuesConfig,
+    name: str,
+    pool: str,
+    *,
+    cron: str | None = None,
+    timezone: str | None = None,
+    scenes: Sequence[str] | None = None,
+    cues: Sequence[str] | None = None,
+    image: str | None = None,
+) -> Deployed:
+    """Create or renew the deployment `cues/NAME` on a work pool; where there is none, a process pool is created.
+
+    The configuration becomes the default of the flow's parameters; a run may give others. Prefect's own limit of runs
+    at a time is not used: its slot outlives a killed run by five minutes. A scheduled run sees by itself whether
+    another is at the same units (`flows.cues_flow`).
+
+    Args:
+        config: what to extract; relative paths are taken from this process's working folder.
+        name, pool: names at the server.
+        cron: five fields, minute first, as in "0 3 * * *"; None for no schedule, and takes an earlier one away.
+        timezone: of the schedule, such as "Europe/Berlin"; UTC by default.
+        scenes, cues: only these, as for `extract_log`.
+        image: for pools that start containers (kubernetes, docker), one that holds occflow.
+
+    Raises:
+        ConfigError: a schedule that is none, an image for a process pool, none for another.
+        PrefectError: no server is named, or the one that is does not answer.
+    """
+    server = os.environ.get("PREFECT_API_URL")
+    if server is None:
+        raise PrefectError(
+            "occflow deploy needs a Prefect server that stays: start one with `prefect server start`, then "
+            "export PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    with quiet_prefect():
+        import httpx
+
+        try:
+            _ensure_pool(pool, image)
+            # What is not set is left to the machine that runs it: the number of its cores, for one.
+            given = absolute(config).model_dump(mode="json", exclude_unset=True)
+            parameters = {"config": given, "scenes": scenes, "cues": cues}
+            _register(absolute(config), name, pool, _schedules(cron, timezone), parameters, image)
+        except httpx.TransportError as error:
+            raise PrefectError(
+                f"PREFECT_API_URL={server}: no Prefect server answers there ({type(error).__name__}: {error}); start "
+                "it with `prefect server start`"
+            ) from error
+    return Deployed(f"cues/{name}", pool, cron, server)
+
+
+def _schedules(cron: str | None, timezone: str | None) -> list[Any]:
+    if cron is None:
+        return []
+    from prefect.schedules import Cron
+
+    try:
+        ZoneInfo(timezone or "UTC")
+        return [Cron(cron, timezone=timezone or "UTC")]
+    except (ValueError, ZoneInfoNotFoundError) as error:
+        raise ConfigError(
+            f"--cron {cron!r} (timezone {timezone or 'UTC'}): {error}; expected minute, hour, day, month and day of "
+            "week, such as '0 3 * * *', and a timezone such as Europe/Berlin"
+        ) from None
+
+
+def _register(
+    config: CuesConfig,
+    name: str,
+    pool: str,
+    schedules: list[Any],
+    parameters: dict[str, Any],
+    image: str | None,
+) -> None:
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.types.entrypoint import EntrypointType
+
+    from pipelines.flows import cues_flow
+
+    deployment = RunnerDeployment.from_flow(
+        cues_flow,
+        name=name,
+        work_pool_name=pool,
+        schedules=schedules,
+        parameters=parameters,
+        job_variables={} if image is None else {"image": image},
+        description=f"Cues of {config.dataset.kind} at {config.dataset.root} into {config.store}",
+        tags=["occflow"],
+        # The workers' own installation holds the flow: there is no code to fetch, and no folder to start in.
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    deployment.apply()
+
+
+def _ensure_pool(name: str, image: str | None) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_work_pool(name)
+            kind = found.type
+        except ObjectNotFound:
+            kind = ProcessWorker.type
+            if image is None:
+                template = ProcessWorker.get_default_base_job_template()
+                client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+    if (kind == ProcessWorker.type) is (image is not None):
+        raise ConfigError(
+            f"--pool {name!r} is a work pool of type {kind!r}: "
+            + ("its runs are processes, leave out --image" if image else "it wants an --image with occflow in it")
+        )
