@@ -12,7 +12,8 @@ _TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "ConditionalRequestC
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _KIND = re.compile(r"kind: (Connect|Timeout|Request|Interrupted|Decode|Unknown)\b")
-_NO_CREDENTIALS = ("169.254.169.254", "169.254.170.2", "credential")
+_NO_CREDENTIALS = ("/latest/api/token", "/latest/meta-data", "169.254.170.2")
+"""Where credentials are looked for last: the services that clouds offer to their own machines."""
 
 
 class ObjectStoreError(StoreError):
@@ -50,12 +51,12 @@ def failure_of(error: BaseException) -> Failure:
     text = str(error)
     status, code, kind = _STATUS.search(text), _CODE.search(text), _KIND.search(text)
     first = text.split("\n", 1)[0].split(": <", 1)[0]
+    if any(sign in first for sign in _NO_CREDENTIALS):
+        return Failure(None, "NoCredentials", first)
     if status is not None:
         return Failure(int(status[1]), code[1] if code else "", first)
     if isinstance(error, FileNotFoundError):
         return Failure(404, "NoSuchKey", first)
-    if any(sign in text for sign in _NO_CREDENTIALS):
-        return Failure(None, "NoCredentials", first)
     return Failure(None, kind[1] if kind else "", first)
 
 

@@ -238,10 +238,12 @@ class ObjectClient:
                     raise
                 failure = failure_of(error)
                 self._reached = self._reached or failure.status is not None
-                if not failure.transient:
+                lapsed = failure.code == "NoCredentials" and self._reached  # there were some: they may be back
+                if not failure.transient and not lapsed:
                     raise _Refused(failure) from None
                 if tries >= (ATTEMPTS if self._reached else FIRST_ATTEMPTS):
-                    raise self._explain(failure, what, key, tries) from None
+                    final = self._explain(failure, what, key, tries)
+                    raise final from final.__cause__
             else:
                 self._reached = True
                 return answer
@@ -300,7 +302,7 @@ def _options() -> dict[str, Any]:
 def _profile() -> dict[str, str]:
     """Credentials of AWS_PROFILE, or the default profile, in ~/.aws/credentials; none where there is no such file."""
     path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
-    parser = configparser.ConfigParser(default_section="")
+    parser = configparser.RawConfigParser(default_section="")
     try:
         parser.read(path)
         section = dict(parser[os.environ.get("AWS_PROFILE", "default")])

@@ -119,14 +119,15 @@ class SceneReader:
         """The commit record of the block: provenance, quality figures, notes. Raises CueMissing."""
         return self._source.require(self.unit(cue, t))
 
-    def prefetch(self, t: int, cues: Iterable[str]) -> None:
-        """Fetch what these cues hold of a keyframe, all cameras, in requests side by side; nothing to do on a disk.
+    def prefetch(self, wanted: Iterable[tuple[str, int]]) -> None:
+        """Fetch (cue, keyframe) for all cameras, in requests side by side; nothing to do on a disk.
 
-        Cues that are not committed are passed over. What fails is told when it is read.
+        What is read one after another then comes from memory (the last shards.KEPT bytes are kept). Cues that are not
+        committed are passed over. What fails is told when it is read.
         """
         if self._source.remote:
-            records = [self._source.visible(self.unit(cue, t)) for cue in cues]
-            self._source.prefetch((r, s.layout.name, t) for r in records if r is not None for s in r.shards)
+            records = [(self._source.visible(self.unit(cue, t)), t) for cue, t in wanted]
+            self._source.prefetch((r, s.layout.name, t) for r, t in records if r is not None for s in r.shards)
 
     def image(self, t: int, c: int) -> UInt8[np.ndarray, "H W 3"]:
         """RGB image at network size."""
@@ -148,7 +149,7 @@ class SceneReader:
     def flow(self, slot: str, t: int, c: int) -> FlowCue:
         """Flow of slot `next`, `prev` or `aux`. Where there is no target frame all of it is invalid."""
         record = self.record(f"flow_{slot}", t)
-        self.prefetch(t, [f"flow_{slot}"])
+        self.prefetch([(f"flow_{slot}", t)])
         read = self._source.chunk
         return FlowCue(
             flow=read(record, f"flow/{slot}/flow", t, c),
@@ -160,7 +161,7 @@ class SceneReader:
     def lidar(self, t: int) -> LidarCue:
         """LiDAR points of a keyframe; none where the sweep is missing."""
         record = self.record("lidar", t)
-        self.prefetch(t, ["lidar"])
+        self.prefetch([("lidar", t)])
         read = self._source.chunk
         count = int(read(record, "lidar/count", t))
         return LidarCue(
@@ -171,7 +172,7 @@ class SceneReader:
 
     def _image(self, cue: str, array: str, lengths: str, t: int, *rest: int) -> UInt8[np.ndarray, "height width 3"]:
         record = self.record(cue, t)
-        self.prefetch(t, [cue])
+        self.prefetch([(cue, t)])
         data = self._source.chunk(record, array, t, *rest)
         length = int(self._source.chunk(record, lengths, t)[rest])
         where = f"{self._source.root}: unit {record.unit}, keyframe {t}, {'slot, ' * (len(rest) - 1)}camera {rest}"

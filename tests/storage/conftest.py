@@ -1,11 +1,9 @@
 """Small stores with known content: every array of every cue, drawn from a seed."""
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +13,9 @@ import pytest
 
 from storage.schema import CUES, TRUTH, SceneTable, StoreAttributes
 from storage.store import CueStore, Provenance, UnitId
+
+with contextlib.suppress(ModuleNotFoundError):  # kill_worker.py imports this file from its own folder
+    from tests.storage.s3_server import bucket, proxy, s3  # noqa: F401
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 
@@ -148,32 +149,3 @@ def store(memory: Path, built_stores: tuple[Path, Path]) -> CueStore:
 def full_store(memory: Path, built_stores: tuple[Path, Path]) -> CueStore:
     """As `store`, every cue of every block committed with seed 0."""
     return CueStore.open(shutil.copytree(built_stores[1], memory / "full.zarr"))
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The endpoint of an S3 server on loopback."""
-    missing = [name for name in ("obstore", "moto", "flask", "flask_cors") if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)}: pip install 'occflow[dev,s3]'")
-    from tests.storage.s3_server import s3_server
-
-    with s3_server(tmp_path_factory.mktemp("s3") / "log.txt") as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def bucket(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """`s3://` and an empty bucket, reachable by what the environment says; waits between attempts are short."""
-    from tests.storage.s3_server import aws_environment, make_bucket
-
-    name = f"test-{uuid.uuid4().hex[:12]}"
-    make_bucket(s3, name)
-    for variable in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for variable, value in aws_environment(s3).items():
-        monkeypatch.setenv(variable, value)
-    monkeypatch.setattr("storage.objects.BACKOFF_S", 0.01)
-    monkeypatch.setattr("storage.objects.BACKOFF_MAX_S", 0.05)
-    return f"s3://{name}"

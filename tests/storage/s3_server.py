@@ -6,6 +6,7 @@ about a real server. That each writer acts rightly on the answer it gets is what
 
 import contextlib
 import http.client
+import importlib.util
 import os
 import random
 import subprocess
@@ -13,9 +14,12 @@ import sys
 import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 _SERVE = """
 import sys, threading
@@ -177,3 +181,36 @@ def aws_environment(endpoint: str) -> dict[str, str]:
         "AWS_REGION": "us-east-1",
         "OCCFLOW_S3_TIMEOUT_S": os.environ.get("OCCFLOW_S3_TIMEOUT_S", "60"),
     }
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of an S3 server on loopback."""
+    missing = [name for name in ("obstore", "moto", "flask", "flask_cors") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}: pip install 'occflow[dev,s3]'")
+    with s3_server(tmp_path_factory.mktemp("s3") / "log.txt") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """`s3://` and an empty bucket, reachable by what the environment says; waits between attempts are short."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    make_bucket(s3, name)
+    for variable in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable, value in aws_environment(s3).items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("storage.objects.BACKOFF_S", 0.01)
+    monkeypatch.setattr("storage.objects.BACKOFF_MAX_S", 0.05)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def proxy(bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy between this process and the server; without a plan it makes no trouble."""
+    with FaultProxy(s3) as made:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
+        yield made

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,19 +23,13 @@ from storage.reader import StoreReader
 from storage.schema import CUES
 from storage.status import status
 from storage.store import CueStore, Provenance, UnitId
+from storage.transfer import transfer
+from storage.transfer_plan import plan_transfer
 from storage.truth import TruthReader, truth_path
 from storage.verify import repair, verify
 from tests.storage.s3_server import FaultProxy, random_faults
 
 MASKS = UnitId("masks", "a")
-
-
-@pytest.fixture
-def proxy(bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy between this process and the server; without a plan it makes no trouble."""
-    with FaultProxy(s3) as made:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
-        yield made
 
 
 @pytest.fixture
@@ -485,3 +478,20 @@ def test_a_large_shard_goes_up_in_parts(
     assert proxy.requests("POST", "uploads") >= 1
     got = remote.read_block(UnitId("images", "big"))["images"]
     np.testing.assert_array_equal(got, arrays["images"])
+
+
+def test_a_copy_from_a_bucket_to_a_disk(
+    remote: CueStore, tiny: SimpleNamespace, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    tiny.commit(remote, "masks", 0, seed=1)
+    tiny.commit(remote, "masks", 0, seed=2)  # a later generation
+    tiny.commit(remote, "lidar", 2)
+    proxy.plan = random_faults(3, 0.1)
+    here = tmp_path / "copy.zarr"
+    report = transfer(remote.path, here, plan_transfer(remote.path, here), workers=2)
+    assert len(report.copied) == 3
+    assert report.damaged == {}
+    copied = CueStore.open(here)
+    assert list(copied.records()) == list(remote.records())
+    same_content(copied, remote)
+    assert verify(here) == []
