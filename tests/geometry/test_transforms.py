@@ -151,3 +151,24 @@ def test_what_is_not_rigid_is_named(rotation: np.ndarray, complaint: str) -> Non
 def test_rigid_check_wants_matrices() -> None:
     with pytest.raises(ValueError, match=r"shape \(3, 4\)"):
         check_rigid("pose", np.eye(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_does_not_round_geometry(dtype: torch.dtype) -> None:
+    """Under bfloat16 autocast a matrix product would move points by decimetres."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.from_numpy(np.stack([yaw_transform(0.3, (10.0, -4.0, 1.5)), yaw_transform(-2.0, (0.0, 1.0, 0.0))]))
+    matrix = matrix.to(dtype)
+    points = ((torch.rand(2, 50, 3, generator=generator, dtype=torch.float64) - 0.5) * 80).to(dtype).requires_grad_()
+    plain = transform_points(matrix, points), rotate_vectors(matrix, points), invert(matrix)
+    (slope,) = torch.autograd.grad(plain[0].sum(), points)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = transform_points(matrix, points), rotate_vectors(matrix, points), invert(matrix)
+        (cast_slope,) = torch.autograd.grad(cast[0].sum(), points)
+        rounded = points @ matrix[..., :3, :3].swapaxes(-1, -2)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    for one, other in zip((*plain, slope), (*cast, cast_slope), strict=True):
+        assert one.dtype == other.dtype == dtype
+        assert torch.allclose(one, other, atol=tolerance)
+    if dtype == torch.float32:
+        assert (rounded - plain[1]).abs().max() > 0.01, "autocast no longer rounds products: this test is idle"
