@@ -17,6 +17,12 @@ class Temperature(nn.Module):
         """inv_s, 1 / metre."""
         return torch.exp(10 * self.v)
 
+    @torch.no_grad()
+    def keep_above(self, v: float | None) -> None:
+        """Raise the temperature to `v` where it is lower; None, or a frozen one: leave it."""
+        if v is not None and self.v.requires_grad:
+            self.v.clamp_(min=v)
+
     def freeze(self, frozen: bool = True) -> None:
         """Take the temperature out of training (second stage), or back in."""
         self.v.requires_grad_(not frozen)

@@ -92,15 +92,25 @@ def cast_camera_rays(
     )
 
 
+@dataclass
+class RangeCast:
+    """Rendered LiDAR rays; samples include the far one where the configuration has it."""
+
+    range: Float[Tensor, "batch rays"]
+    weights: Float[Tensor, "batch rays samples"]
+    distances: Float[Tensor, "batch rays samples"]
+    valid: Bool[Tensor, "batch rays"]
+
+
 def cast_ranges(
     fields: Fields, renderer: Renderer, rays: Rays, *, jitter: Float[Tensor, "batch rays"], step: int, far_sample: bool
-) -> tuple[Float[Tensor, "batch rays"], RayRender]:
-    """Rendered range along LiDAR rays, metres, and their render."""
+) -> RangeCast:
+    """Render LiDAR rays: ranges in metres along the ray."""
     render = renderer(fields, rays.origins, rays.directions, with_flow=False, step=step, jitter=jitter)
     weights, distances = render.weights, render.distances
     if far_sample:
         weights, distances, _, _ = _append_far(render, rays, fields.grid)
-    return mean_range(weights, distances), render
+    return RangeCast(mean_range(weights, distances), weights, distances, render.valid)
 
 
 def mean_range(

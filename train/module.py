@@ -19,7 +19,7 @@ from train.losses.photometric import photometric_loss
 from train.losses.regularise import hessian
 from train.losses.total import LossTerms
 from train.rays import draw_ray_grid
-from train.schedule import build_optimiser, rate_factor, set_rates
+from train.schedule import build_optimiser, rate_factor, set_rates, temperature_bound
 from train.settings import StageConfig
 from train.supervise import (
     calm_static,
@@ -105,10 +105,12 @@ class StageModule(pl.LightningModule):
 
         # LiDAR rays, cast from where they were measured.
         if batch.lidar_points is not None:
-            ranges, returns = supervise_ranges(
-                fields, self.network.renderer, batch, step=self._anneal_step, far_sample=far, generator=generator
-            )
+            ranges, spread, returns = supervise_ranges(
+                fields, self.network.renderer, batch, loss,
+                step=self._anneal_step, far_sample=far, generator=generator,
+            )  # fmt: skip
             terms.add("lidar", ranges, loss.lidar, returns=returns)
+            terms.add("lidar_spread", spread, loss.lidar * loss.lidar_spread)
 
         # A signed distance field, smooth, with matter only where something was seen (eq. 15 and B.6).
         samples = loss.eikonal_samples
@@ -134,6 +136,8 @@ class StageModule(pl.LightningModule):
         """Set the learning rates, and seed what the network itself draws (dropout)."""
         torch.manual_seed(self._seed(0))
         set_rates(self.optimizers(), rate_factor(self.settings, self.step, self.progress))  # type: ignore[arg-type]
+        start = self.config.model.render.temperature_v
+        self.network.renderer.temperature.keep_above(temperature_bound(self.settings, start, self.progress))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip; a step whose gradient is not finite changes nothing and is counted."""

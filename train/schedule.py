@@ -22,6 +22,19 @@ def rate_factor(stage: StageConfig, step: int, progress: float) -> float:
     return stage.lr_scale * warm * stage.decay**passed
 
 
+def temperature_bound(stage: StageConfig, start: float, progress: float) -> float | None:
+    """Lowest temperature v at a point of the stage: from `start` to `temperature_floor` over `temperature_span`.
+
+    With start 0.1, floor 0.25 and span (0.1, 0.7): 0.1 until a tenth of the stage is over, 0.175 at 0.4, and 0.25 from
+    0.7 on. None where the stage has no floor.
+    """
+    if stage.temperature_floor is None:
+        return None
+    first, last = stage.temperature_span
+    part = min(1.0, max(0.0, (progress - first) / (last - first)))
+    return start + part * (stage.temperature_floor - start)
+
+
 def part_rate(name: str, stage: StageConfig, optimiser: OptimiserConfig) -> float:
     """Base rate of a parameter by its name in the network."""
     part = name.split(".")[0]

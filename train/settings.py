@@ -81,6 +81,10 @@ class LossConfig(Section):
     """Per pixel at `reference_width`."""
     dreg: NonNegativeFloat = 0.1
     lidar: NonNegativeFloat = 0.2
+    lidar_focus: float = Field(default=0.85, ge=0.0, le=1.0)
+    """How much of the squared mean log error the range loss forgives; 1 judges the shape of the scene alone."""
+    lidar_spread: NonNegativeFloat = 0.0
+    """Weight of every sample's own log error beside the range's (`lidar.spread_loss`); it counts times `lidar`."""
     eikonal: NonNegativeFloat = 0.1
     hessian: NonNegativeFloat = 0.05
     smooth_depth: NonNegativeFloat = 0.02
@@ -128,6 +132,12 @@ class StageConfig(Section):
     geometry_rate: NonNegativeFloat = 1.0
     """Rate of temporal fusion, refine module and SDF head."""
     lr_scale: PositiveFloat = 1.0
+    temperature_floor: float | None = None
+    """The temperature v may not lie below a bound that rises from where v starts to this value over
+    `temperature_span`; None: it is free. A free one falls while ranges are uncertain, for a blurred surface costs less
+    than a sharp one in the wrong place; where a stage has only hundreds of steps, it never comes back."""
+    temperature_span: tuple[float, float] = (0.1, 0.7)
+    """Fractions of the stage between which the bound rises."""
 
     @model_validator(mode="after")
     def _ends(self) -> "StageConfig":
@@ -135,6 +145,8 @@ class StageConfig(Section):
             raise ValueError("a stage needs epochs, max_steps or max_seconds, or it never ends")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
             raise ValueError(f"milestones are rising fractions between 0 and 1, got {self.milestones}")
+        if not 0 <= self.temperature_span[0] < self.temperature_span[1] <= 1:
+            raise ValueError(f"temperature_span is two rising fractions of the stage, got {self.temperature_span}")
         return self
 
 

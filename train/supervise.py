@@ -14,7 +14,7 @@ from train.cast import CameraCast, cast_ranges
 from train.config import TrainConfig
 from train.losses.dynamic import Motion, disentangle, static_flow_regularisation
 from train.losses.flow import FlowLoss, flow_loss, ray_errors, sample_errors
-from train.losses.lidar import scale_invariant_loss
+from train.losses.lidar import scale_invariant_loss, spread_loss
 from train.losses.photometric import Comparison, compare
 from train.losses.regularise import (
     edge_aware_smoothness,
@@ -162,20 +162,28 @@ def supervise_ranges(
     fields: Fields,
     renderer: Renderer,
     batch: Batch,
+    loss: LossConfig,
     *,
     step: int,
     far_sample: bool,
     generator: torch.Generator,
-) -> tuple[Float[Tensor, ""], int]:
-    """Scale-invariant range loss on the step's LiDAR returns, and how many there were."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
+    """Scale-invariant range loss on the step's LiDAR returns, the spread of their samples, how many returns there were.
+
+    The spread is zero where the configuration gives it no weight.
+    """
     assert batch.lidar_points is not None
     assert batch.lidar_origin is not None
     assert batch.lidar_valid is not None
     rays, measured = lidar_rays(batch.lidar_points, batch.lidar_origin)
     jitter = torch.rand(measured.shape, generator=generator).to(measured)
-    rendered, render = cast_ranges(fields, renderer, rays, jitter=jitter, step=step, far_sample=far_sample)
-    valid = batch.lidar_valid & render.valid & (measured > 0)
-    return scale_invariant_loss(rendered, measured, valid), int(valid.sum())
+    cast = cast_ranges(fields, renderer, rays, jitter=jitter, step=step, far_sample=far_sample)
+    valid = batch.lidar_valid & cast.valid & (measured > 0)
+    ranges = scale_invariant_loss(cast.range, measured, valid, loss.lidar_focus)
+    spread = ranges.new_zeros(())
+    if loss.lidar_spread:
+        spread = spread_loss(cast.weights, cast.distances, measured, valid)
+    return ranges, spread, int(valid.sum())
 
 
 def eikonal_everywhere(fields: Fields, cast: CameraCast, samples: int, generator: torch.Generator) -> Float[Tensor, ""]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from train.losses.averages import masked_mean, valid_weights
-from train.losses.lidar import scale_invariant_loss
+from train.losses.lidar import scale_invariant_loss, spread_loss
 from train.losses.regularise import (
     edge_aware_smoothness,
     eikonal,
@@ -41,6 +41,36 @@ def test_scale_invariant_gradient() -> None:
     measured = torch.rand(6, dtype=torch.float64).add(1)
     valid = torch.tensor([True, True, False, True, True, True])
     assert torch.autograd.gradcheck(lambda r: scale_invariant_loss(r, measured, valid), (rendered,))
+
+
+def test_scale_invariant_focus_none_forgives_nothing() -> None:
+    measured, yes = torch.tensor([10.0, 20.0]), torch.ones(2, dtype=torch.bool)
+    assert float(scale_invariant_loss(measured * math.e, measured, yes, focus=0.0)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_spread_loss_by_hand() -> None:
+    """Weights half at 10 m and half at 40 m around a return at 20 m cost ln 2, wherever their mean lies."""
+    weights = torch.tensor([[0.25, 0.25], [1.0, 0.0], [0.0, 0.0]])
+    distances, measured = torch.tensor([[10.0, 40.0]]).expand(3, 2), torch.tensor([20.0, 10.0, 20.0])
+    first, exact, empty = torch.eye(3, dtype=torch.bool)
+    assert float(spread_loss(weights, distances, measured, first)) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(spread_loss(weights, distances, measured, exact)) == pytest.approx(0.0, abs=1e-6)
+    assert float(spread_loss(weights, distances, measured, empty)) == 0.0
+    assert float(spread_loss(weights, distances, measured, first | exact | empty)) == pytest.approx(math.log(2) / 2)
+
+
+def test_spread_loss_on_hostile_values() -> None:
+    """Not a number, a range of zero and rays that do not count reach neither the loss nor its gradient."""
+    weights = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    distances = torch.tensor([0.0, 1.0, 5.0, 9.0], dtype=torch.float64).expand(3, 4)
+    measured = torch.tensor([float("nan"), 0.0, 5.0], dtype=torch.float64)
+    valid = torch.tensor([True, False, True])
+    loss = spread_loss(weights, distances, measured, valid)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert weights.grad is not None
+    assert torch.equal(weights.grad[:2], torch.zeros(2, 4, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda w: spread_loss(w, distances, measured, valid), (weights,))
 
 
 def test_eikonal_by_hand() -> None:

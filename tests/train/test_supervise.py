@@ -1,5 +1,6 @@
 """Every cue against an analytic world: at the true depth and motion the losses vanish, elsewhere they do not."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -243,19 +244,25 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
     y = torch.linspace(-6, 6, 128)
     batch.lidar_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
     batch.lidar_valid = torch.ones(1, 128, dtype=torch.bool)
-    losses = {}
+    losses, spreads = {}, {}
+    weights = config.loss.model_copy(update={"lidar_spread": 1.0})
     with torch.no_grad():
         for x in (5.0, 10.0, 20.0):
             generator = torch.Generator().manual_seed(0)
             fields = wall_fields(config, x)
-            loss, count = supervise_ranges(fields, renderer, batch, step=10**6, far_sample=True, generator=generator)
+            loss, spread, count = supervise_ranges(
+                fields, renderer, batch, weights, step=10**6, far_sample=True, generator=generator
+            )
             assert count == 128
-            losses[x] = loss.item()
+            losses[x], spreads[x] = loss.item(), spread.item()
         rays, measured = lidar_rays(batch.lidar_points, batch.lidar_origin)
-        ranges, _ = cast_ranges(
+        ranges = cast_ranges(
             wall_fields(config, 10.0), renderer, rays, jitter=torch.zeros(1, 128), step=10**6, far_sample=True
-        )
+        ).range
     assert losses[10.0] < 0.05
+    assert spreads[10.0] < 0.1
+    assert spreads[5.0] == pytest.approx(math.log(2), abs=0.1)
+    assert spreads[20.0] == pytest.approx(math.log(2), abs=0.1)
     assert losses[10.0] < 0.2 * min(losses[5.0], losses[20.0])
     assert torch.allclose(ranges, measured, rtol=0.05)
 
