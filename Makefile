@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo test test-slow bench lint format install clean
+.PHONY: demo ablate test test-slow bench lint format install clean
 .DEFAULT_GOAL := test
 
 $(STAMP): constraints.txt pyproject.toml
@@ -23,6 +23,10 @@ install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/occflow demo
+
+# Goes on where it stopped; options as in docs/ablations.md: make ablate ARGS='--seeds 5 --budget-minutes 60'
+ablate: $(STAMP)
+	$(BIN)/python occflow_ablate.py $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -23,6 +23,7 @@ KNOWN_ERRORS = {
     "storage.errors:StoreError": 1,
     "model.checkpoint:CheckpointError": 1,
     "train.checkpoint:CheckpointError": 1,
+    "train.watch:TrainingDiverged": 1,
     "eval.rules:EvaluationError": 2,
     "pipelines.prefect_home:PrefectError": 1,
     "occflow_shell:CommandError": 2,

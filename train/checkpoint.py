@@ -10,6 +10,7 @@ import torch
 
 from model.checkpoint import CheckpointError, load_weights, save_model
 from model.network import OccFlow
+from train.average import AVERAGE_FOLDER, WeightAverage
 from train.config import TrainConfig, dump_config, load_config
 
 CONFIG_NAME = "config.yaml"
@@ -28,6 +29,7 @@ class TrainingState:
         epoch, position: the next draw: complete passes over `frames`, and keyframes of the present pass already seen,
             by all processes together.
         frames: keyframe indices by scene, in order: what an epoch of this stage consists of.
+        best, best_step: lowest loss measured on `data.validate_on`, and when; None before the first measurement.
     """
 
     stage: int
@@ -38,18 +40,30 @@ class TrainingState:
     epoch: int = 0
     position: int = 0
     frames: dict[str, list[int]] = field(default_factory=dict)
+    best: float | None = None
+    best_step: int = 0
 
 
-def save_checkpoint(folder: Path, network: OccFlow, config: TrainConfig, state: TrainingState) -> Path:
-    """Write a checkpoint folder, replacing an older one only when the new one is whole; returns `folder`."""
+def save_checkpoint(
+    folder: Path, network: OccFlow, config: TrainConfig, state: TrainingState, average: WeightAverage | None = None
+) -> Path:
+    """Write a checkpoint folder, replacing an older one only when the new one is whole; returns `folder`.
+
+    With `average`, its weights go into a checkpoint folder of their own inside, `ema`.
+    """
     writing = folder.with_name(f"{folder.name}.writing")
     shutil.rmtree(writing, ignore_errors=True)
     save_model(network, writing)
     (writing / CONFIG_NAME).write_text(dump_config(config))
     torch.save(asdict(state), writing / TRAINING_NAME)
-    for path in writing.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    if average is not None:
+        with average.applied():
+            save_model(network, writing / AVERAGE_FOLDER)
+        shutil.copy(writing / CONFIG_NAME, writing / AVERAGE_FOLDER)
+    for path in writing.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     old = folder.with_name(f"{folder.name}.old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -22,6 +22,7 @@ from train.settings import (
     StageConfig,
 )
 
+_CONFIGS = resources.files("train") / "configs"
 MODEL_BASES = {"demo": ModelConfig.demo, "nuscenes": ModelConfig.nuscenes, "semantic_kitti": ModelConfig.semantic_kitti}
 """Networks that a YAML file's `model.base` can start from; its other keys then override."""
 
@@ -55,17 +56,26 @@ class TrainConfig(Section):
 
 def presets() -> list[str]:
     """Names of the presets that come with the program."""
-    folder = resources.files("train") / "configs"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(entry.name.removesuffix(".yaml") for entry in _CONFIGS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def ablation_rows() -> list[str]:
+    """Names of the small override files, one per row of the paper's ablation tables."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in (_CONFIGS / "ablations").iterdir())
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """A configuration from a preset's name or a YAML file, with `a.b=c` overrides (c is YAML).
 
+    A row of the ablation tables is laid over it after a plus sign: `nuscenes+t4_concat`.
+
     Raises:
-        ConfigError: no such preset or file, not YAML, an unknown key (with the closest right one), a wrong value.
+        ConfigError: no such preset, file or row, not YAML, an unknown key (with the closest right one), a wrong value.
     """
-    values, where = _read(source)
+    base, *rows = [str(source)] if Path(source).is_file() else str(source).split("+")
+    values, where = _read(base)
+    for row in rows:
+        values = _merge(values, _row_values(row))
     for override in overrides:
         _override(values, override)
     return build_config(values, where)
@@ -120,7 +130,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
             raise ConfigError(f"{path}: no such file; give a YAML file or one of the presets: {', '.join(presets())}")
         text, where = path.read_text(), str(path)
     elif str(source) in presets():
-        text, where = (resources.files("train") / "configs" / f"{source}.yaml").read_text(), f"preset {source}"
+        text, where = (_CONFIGS / f"{source}.yaml").read_text(), f"preset {source}"
     else:
         close = difflib.get_close_matches(str(source), presets(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -132,6 +142,15 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected a mapping of keys to values, got {type(values).__name__}")
     return values, where
+
+
+def _row_values(row: str) -> dict[str, Any]:
+    """What an override file of the ablations says."""
+    if row not in ablation_rows():
+        close = difflib.get_close_matches(row, ablation_rows(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"+{row}: no such row of the ablations; {hint}Rows: {', '.join(ablation_rows())}")
+    return yaml.safe_load((_CONFIGS / "ablations" / f"{row}.yaml").read_text())
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -10,6 +10,7 @@ from train.checkpoint import TrainingState
 from train.config import TrainConfig
 from train.data import build_loader
 from train.module import StageModule
+from train.sampler import epoch_order
 from train.settings import StageConfig
 
 _ENDLESS = 10**9
@@ -44,6 +45,7 @@ class StageFeed(pl.LightningDataModule):
         """Feed this trainer's module; before `fit`."""
         self._module = module
         self._global_batch = self.config.run.batch * trainer.world_size
+        module.keyframes = self.keyframes
 
     def setup(self, stage: str) -> None:
         """Agree on the keyframes, once the processes can talk to each other."""
@@ -67,6 +69,15 @@ class StageFeed(pl.LightningDataModule):
     def place(self, step: int) -> tuple[int, int]:
         """(epoch, position) of the draw that follows the stage's first `step` steps."""
         return divmod(self._first + (step - self._state.step) * self._global_batch, len(self.frames))
+
+    def keyframes(self, step: int) -> list[tuple[str, int]]:
+        """What this process is given at a step of the stage."""
+        assert self.trainer is not None
+        batch, frames = self.config.run.batch, len(self.frames)
+        first = self._first + (step - self._state.step) * self._global_batch + self.trainer.global_rank * batch
+        draws = [divmod(draw, frames) for draw in range(first, first + batch)]
+        seed, stage = self.config.seed, self.stage
+        return [self.frames[int(epoch_order(frames, seed, stage, epoch)[place])] for epoch, place in draws]
 
     def by_scene(self) -> dict[str, list[int]]:
         """The keyframes as a checkpoint keeps them."""

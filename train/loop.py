@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,18 @@ from model.checkpoint import CheckpointError, load_weights, save_model
 from model.memory import keep_freed_memory
 from model.network import OccFlow
 from storage.reader import StoreReader
-from train.checkpoint import CONFIG_NAME, TrainingState, find_checkpoint, load_state, save_checkpoint
+from train.average import WeightAverage
+from train.checkpoint import CONFIG_NAME, TrainingState, find_checkpoint, load_state
 from train.config import ConfigError, TrainConfig, dump_config, load_config
+from train.determinism import deterministic
 from train.feed import StageFeed, stage_steps
 from train.interrupt import StopRequest, stop_on_sigterm
+from train.keeper import Keeper
 from train.module import StageModule, stage_settings
+from train.pictures import Painter
 from train.progress import Reporter
 from train.selection import frames_again, training_frames
+from train.validate import Validator, validation_batches
 
 
 @dataclass(frozen=True)
@@ -57,51 +62,14 @@ class RunResult:
         return self.stages[-1].checkpoint
 
 
-class Keeper(pl.Callback):
-    """Saves every `checkpoint_seconds`, at the end, and where a stop is requested, which ends the run in order."""
-
-    def __init__(self, folder: Path, config: TrainConfig, feed: StageFeed, stop: StopRequest) -> None:
-        self.folder, self.config, self.feed, self.stop = folder, config, feed, stop
-        self.interrupted = False
-        self._saved = time.monotonic()
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take SIGTERM back from Lightning, whose handler raises in the middle of an epoch; it restores ours later."""
-        self.stop.listen()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop where a limit or a signal says so; save where it is time."""
-        assert isinstance(pl_module, StageModule)
-        # Clocks and signals differ between processes; if one went on alone it would wait for the others for ever, and
-        # rates that follow different clocks would make different networks of one.
-        own = torch.tensor([float(self.stop.made), pl_module.seconds], device=trainer.strategy.root_device)
-        stop, pl_module.seconds_agreed = trainer.strategy.reduce(own, reduce_op="max").tolist()
-        self.interrupted = stop > 0
-        if self.interrupted or pl_module.progress >= 1:
-            trainer.should_stop = True
-        elif time.monotonic() - self._saved > self.config.run.checkpoint_seconds:
-            self.save(trainer, pl_module, finished=False)
-
-    def save(self, trainer: pl.Trainer, module: StageModule, *, finished: bool) -> None:
-        """Write the stage's checkpoint (rank 0)."""
-        if trainer.is_global_zero:
-            state = TrainingState(module.stage, module.step, module.seconds, finished)
-            state.epoch, state.position = self.feed.place(module.step)
-            state.frames = self.feed.by_scene()
-            if not finished:
-                state.optimiser = trainer.optimizers[0].state_dict()
-            save_checkpoint(self.folder, module.network, self.config, state)
-        self._saved = time.monotonic()
-
-
-def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
+def train(config: TrainConfig, *, resume: bool = False, stop: StopRequest | None = None) -> RunResult:
     """Train both stages (or the second alone, without `ablation.two_stage`) from the store into `config.out`.
 
-    Writes `untrained/`, `stage1/`, `stage2/` (checkpoint folders), `tensorboard/` and `config.yaml`. SIGTERM ends the
+    Writes `untrained/`, `stage1/`, `stage2/` (checkpoint folders), `tensorboard/` and `config.yaml`; with
+    `data.validate_on` also `stage1-best/` and `stage2-best/`, with `optimiser.ema` `stage2/ema/`. SIGTERM ends the
     step under way, saves a checkpoint and returns with `finished` false; `train(config, resume=True)` then goes on as
-    if nothing had happened, and returns at once where everything is done.
+    if nothing had happened, and returns at once where everything is done. A `stop` that the caller listens with takes
+    SIGTERM's place.
 
     Under torchrun every process calls this; they share the steps (see `StepSampler`) and the first one writes.
 
@@ -109,6 +77,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
         ConfigError: `config.out` already holds a run and `resume` is false, or it holds a run of another configuration.
         StoreError, CueMissing: the store cannot be read or lacks a cue that the configuration needs.
         CheckpointError: a checkpoint to go on from is damaged.
+        TrainingDiverged: a loss that is not finite, or too many steps in a row without a finite gradient.
     """
     started = time.monotonic()
     if config.run.accelerator == "cpu" or not torch.cuda.is_available():
@@ -116,9 +85,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> RunResult:
     _prepare(config, resume)
     network = _initial_network(config)
     results: list[StageResult] = []
-    with stop_on_sigterm() as stop:
+    with nullcontext(stop) if stop is not None else stop_on_sigterm() as request:
         for stage in (1, 2) if config.ablation.two_stage else (2,):
-            results.append(run_stage(config, stage, network, resume=resume, stop=stop))
+            results.append(run_stage(config, stage, network, resume=resume, stop=request))
             if not results[-1].finished:
                 break
     finished = all(result.finished for result in results) and results[-1].stage == 2
@@ -140,10 +109,9 @@ def run_stage(
     reader = StoreReader(config.store)
     frames = frames_again(state.frames, training_frames(config, stage, reader), reader)
     feed = StageFeed(config, stage, frames, state)
-    keeper = Keeper(folder, config, feed, stop or StopRequest())
-    reporter = Reporter(config.run.log_every, config.run.progress)
-    with _quiet():
-        trainer = pl.Trainer(callbacks=[reporter, keeper], **_trainer_options(config))
+    keeper, callbacks = _callbacks(config, stage, network, feed, state, found, stop or StopRequest())
+    with _quiet(), deterministic(config.run.deterministic):
+        trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(config))
         total = stage_steps(stage_settings(config, stage), len(frames), config.run.batch * trainer.world_size, state)
         module = StageModule(config, stage, network.train(), total)
         module.step, module.seconds_before, module.seconds_agreed = state.step, state.seconds, state.seconds
@@ -154,6 +122,29 @@ def run_stage(
         finished = not keeper.interrupted
         keeper.save(trainer, module, finished=finished)
     return StageResult(stage, folder, finished, module.step, module.seconds, module.totals)
+
+
+def _callbacks(
+    config: TrainConfig,
+    stage: int,
+    network: OccFlow,
+    feed: StageFeed,
+    state: TrainingState,
+    found: Path | None,
+    stop: StopRequest,
+) -> tuple[Keeper, list[pl.Callback]]:
+    """What happens after each step, in this order: average, measure, draw, report; last the checkpoint of it all."""
+    folder, run = config.out / f"stage{stage}", config.run
+    average = WeightAverage(network, config.optimiser.ema) if config.optimiser.ema is not None else None
+    if average is not None:
+        average.begin(found)
+    batches = validation_batches(config, stage, StoreReader(config.store)) if config.data.validate_on else []
+    best = folder.with_name(f"{folder.name}-best")
+    validator = Validator(config, batches, best, state, average) if batches else None
+    painter = Painter(run.picture_every, batches[0] if batches else None)
+    keeper = Keeper(folder, config, feed, stop, average, validator)
+    chosen = [average, validator, painter, Reporter(run.log_every, run.progress), keeper]
+    return keeper, [callback for callback in chosen if callback is not None]
 
 
 def _first_process() -> bool:

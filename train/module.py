@@ -1,6 +1,7 @@
 """One stage of training as a Lightning module; `training_step` is the method in a paragraph."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,6 +36,7 @@ from train.supervise import (
     supervise_flow,
     supervise_ranges,
 )
+from train.watch import Watch
 
 
 def stage_settings(config: TrainConfig, stage: int) -> StageConfig:
@@ -52,6 +54,8 @@ class StageModule(pl.LightningModule):
     `step` counts the stage's optimiser steps over all its interruptions. Everything random in a step is seeded from
     (seed, stage, step, rank): the rays, samples and jitter by a generator of the step's own, the network's dropout by
     torch's global one. What a sample draws (neighbours, LiDAR returns) is seeded from (seed, stage, draw).
+    `fixed_seed` takes the place of all that, for measurements that are compared with each other.
+    `keyframes` says which keyframes a step of this process holds.
     """
 
     def __init__(self, config: TrainConfig, stage: int, network: OccFlow, total_steps: int) -> None:
@@ -63,6 +67,9 @@ class StageModule(pl.LightningModule):
         self.seconds_agreed = 0.0
         self.started = time.monotonic()
         self.skipped = 0
+        self.watch = Watch(config.optimiser.max_skipped)
+        self.keyframes: Callable[[int], list[tuple[str, int]]] = lambda step: []
+        self.fixed_seed: int | None = None
         self.numbers: dict[str, float] = {}
         self.totals: list[float] = []
         self.optimiser_state: dict | None = None
@@ -140,10 +147,16 @@ class StageModule(pl.LightningModule):
         self.network.renderer.temperature.keep_above(temperature_bound(self.settings, start, self.progress))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip; a step whose gradient is not finite changes nothing and is counted."""
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.clip)
-        if not torch.isfinite(norm):
+        """Clip; a step whose gradient is not finite changes nothing and is counted (see `Watch`)."""
+        trained = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
+        if torch.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(trained, self.config.optimiser.clip, norm)
+            self.watch.good_step()
+        else:
             self.skipped += 1
+            where = f"stage {self.stage}, step {self.step}"
+            self.watch.bad_step(where, self.numbers, self.keyframes(self.step), self.network.named_parameters())
             optimizer.zero_grad(set_to_none=True)
         self.numbers["optimiser/gradient_norm"] = float(norm)
         self.numbers["optimiser/skipped"] = float(self.skipped)
@@ -178,6 +191,8 @@ class StageModule(pl.LightningModule):
         return self.step + past
 
     def _seed(self, purpose: int) -> int:
+        if self.fixed_seed is not None:
+            return self.fixed_seed + purpose
         key = [self.config.seed, self.stage, self.step, self.global_rank, purpose]
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 

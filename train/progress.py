@@ -1,50 +1,90 @@
-"""What a person sees of a run: a progress bar with the loss terms, and TensorBoard scalars."""
+"""What a person sees of a run: losses and the time left, on a terminal or in a log file; TensorBoard scalars."""
 
+import time
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from train.module import StageModule
 
 _SHOWN = ("total", "photometric", "flow", "lidar", "dreg")
+LINE_SECONDS = 30.0
+"""Time between two lines where there is no terminal: a bar in a batch system's log shows only its end."""
 
 
 class Reporter(pl.Callback):
-    """Progress bar (on rank 0, when asked for) and scalars every `log_every` steps, at the stage's own step count."""
+    """Progress (on rank 0, when asked for) and scalars every `log_every` steps, at the stage's own step count."""
 
-    def __init__(self, log_every: int, show: bool) -> None:
+    def __init__(self, log_every: int, show: bool, console: Console | None = None) -> None:
         self.log_every, self.show = log_every, show
+        self.console = console or Console()
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._clock = TimeLeft(0.0, time.monotonic())
+        self._told = -float("inf")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
         assert isinstance(pl_module, StageModule)
-        if self.show and trainer.is_global_zero:
+        self.show = self.show and trainer.is_global_zero
+        self._clock = TimeLeft(pl_module.progress, time.monotonic())
+        if self.show and self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), refresh_per_second=2)
+            ends = (TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+            self._bar = Progress(*columns, *ends, console=self.console, refresh_per_second=2)
             self._bar.start()
-            self._task = self._bar.add_task(f"stage {pl_module.stage}", total=1.0)
+            self._task = self._bar.add_task(f"stage {pl_module.stage}", total=1.0, left="")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Report the step that just ended."""
         assert isinstance(pl_module, StageModule)
-        numbers = pl_module.numbers
-        if self._bar is not None:
-            shown = " ".join(f"{name} {numbers[f'loss/{name}']:.3f}" for name in _SHOWN if f"loss/{name}" in numbers)
-            text = f"stage {pl_module.stage} step {pl_module.step} {shown}"
-            self._bar.update(self._task, completed=pl_module.progress, description=text)
+        if self.show:
+            self._tell(pl_module)
         if trainer.logger is not None and pl_module.step % self.log_every == 0:
             rates = {group["lr"] for group in trainer.optimizers[0].param_groups}
-            scalars = numbers | {"optimiser/rate": max(rates)}
+            scalars = pl_module.numbers | {"optimiser/rate": max(rates)}
             prefixed = {f"stage{pl_module.stage}/{name}": value for name, value in scalars.items()}
             trainer.logger.log_metrics(prefixed, step=pl_module.step)
+
+    def _tell(self, module: StageModule) -> None:
+        numbers, now = module.numbers, time.monotonic()
+        if self._bar is None and now - self._told < LINE_SECONDS:
+            return
+        self._told = now
+        shown = " ".join(f"{name} {numbers[f'loss/{name}']:.3f}" for name in _SHOWN if f"loss/{name}" in numbers)
+        text, left = f"stage {module.stage} step {module.step} {shown}", self._clock.text(module.progress, now)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=module.progress, description=text, left=left)
+        else:
+            self.console.print(f"{text} {module.progress:4.0%} {left}", markup=False, highlight=False, soft_wrap=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Close the bar, also after an error."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class TimeLeft:
+    """How long a stage still takes at the pace of this call; `progress` is 0..1, `now` seconds.
+
+    From 0.5 at 100 s to 0.6 at 160 s: 0.4 left at 0.1 in 60 s are 240 s, "4:00 left". A stage that was resumed starts
+    from where it stood, so that what an earlier call did does not count as done in no time.
+    """
+
+    def __init__(self, progress: float, now: float) -> None:
+        self.progress, self.now = progress, now
+
+    def text(self, progress: float, now: float) -> str:
+        """As h:mm:ss or m:ss; empty while nothing is known."""
+        done = progress - self.progress
+        if done <= 0:
+            return ""
+        seconds = round((now - self.now) / done * (1 - progress))
+        minutes, hours = seconds // 60, seconds // 3600
+        spelled = f"{hours}:{minutes % 60:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+        return f"{spelled} left"

@@ -56,7 +56,7 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
         CueMissing: a needed cue is committed nowhere (it names the command that makes it), or comes from LiDAR in a
             camera-only run.
     """
-    patterns, excluded = config.data.scenes or ("*",), Exclusion(config.data.exclude)
+    patterns, excluded = config.data.scenes or ("*",), Exclusion(config.data.held_out)
     names = [name for name in reader.scenes() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
     if not names:
         found = ", ".join(reader.scenes()[:5]) or "none"
@@ -75,7 +75,8 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
             if not absent:
                 frames.append((name, t))
     if not considered:
-        raise ConfigError(f"data.exclude = {list(config.data.exclude)} leaves no keyframe of {len(names)} scene(s)")
+        left_out = f"data.exclude with data.validate_on = {list(config.data.held_out)}"
+        raise ConfigError(f"{left_out} leaves no keyframe of {len(names)} scene(s)")
     if not frames:
         worst = " ".join(cue for cue in cues if missing[cue])
         raise CueMissing(

@@ -37,6 +37,8 @@ class DataConfig(Section):
     """Names or shell patterns of scenes to train on; empty: all."""
     exclude: tuple[str, ...] = ()
     """Never trained on and never a neighbour: `scene`, `scene:t` or `scene:first-last`, scene names may be patterns."""
+    validate_on: tuple[str, ...] = ()
+    """Held out in the same way, and what `run.validate_every` measures the losses on; empty: nothing is measured."""
     workers: NonNegativeInt = 0
     """Loader processes, started by spawn; 0 reads in the training process."""
     cache_mb: NonNegativeInt = 1024
@@ -46,6 +48,11 @@ class DataConfig(Section):
     """Flow slot of the backward static flow."""
     min_flow_confidence: int = Field(default=0, ge=0, le=255)
     min_mask_score: float = Field(default=0.0, ge=0.0, le=1.0)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """All that is never trained on."""
+        return (*self.exclude, *self.validate_on)
 
 
 class RaysConfig(Section):
@@ -115,6 +122,10 @@ class OptimiserConfig(Section):
     backbone_rate: NonNegativeFloat = 0.1
     """Of `lr`; 1 for a backbone without pre-trained weights."""
     temperature_rate: NonNegativeFloat = 1.0
+    ema: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Decay of a moving average of the weights, such as 0.999, kept as `stage<n>/ema` beside them; None: no average."""
+    max_skipped: PositiveInt = 20
+    """So many steps in a row whose gradient is not finite end the run; a loss that is not finite ends it at once."""
 
 
 class StageConfig(Section):
@@ -161,3 +172,12 @@ class RunConfig(Section):
     checkpoint_seconds: PositiveFloat = 600.0
     log_every: PositiveInt = 20
     progress: bool = True
+    picture_every: NonNegativeInt = 300
+    """Steps between pictures of images and rendered depth in TensorBoard; 0: none."""
+    validate_every: PositiveInt = 500
+    """Steps between measurements of the losses on keyframes of `data.validate_on`."""
+    validate_keyframes: PositiveInt = 4
+    best_by: Literal["total", "photometric", "flow", "lidar"] = "total"
+    """Loss whose lowest measurement makes a checkpoint the best one; a stage that has no such term goes by `total`."""
+    deterministic: Literal["off", "warn", "strict"] = "off"
+    """Only algorithms that give the same bits every time: `strict` stops at the first that has none, `warn` tells."""

@@ -1,9 +1,18 @@
-"""Milliseconds of a demo training step by part, on this machine: `python tests/benchmarks/bench_train.py`."""
+"""Samples per second, milliseconds by part and memory of a training step, plain and fast in the same run.
+
+    python tests/benchmarks/bench_train.py                                  # the demo's network on this machine
+    python tests/benchmarks/bench_train.py --preset nuscenes --steps 10     # the paper's, for a GPU of 80 GB
+
+The input is noise that six cameras saw: what a step costs hardly depends on what is in the pictures. Parts are forward
+times (CPU time on a CPU, where other load on the machine disturbs it less than elapsed time; CUDA events on a GPU); the
+backward pass and the optimiser are one number each.
+"""
 
 import argparse
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,56 +25,70 @@ from train.batch import Batch, FlowTarget, View
 from train.config import TrainConfig, load_config
 from train.module import StageModule
 
-CAMERAS, HEIGHT, WIDTH = 6, 64, 176
+CAMERAS = 6
+SIZES = {"demo": ((64, 176), (64, 176)), "nuscenes": ((512, 1408), (256, 704))}
+"""Height and width of what the network sees and of what is rendered, by preset."""
 PARTS = (
     "cast_camera_rays", "separate_motion", "compare_with", "photometric_loss", "supervise_flow", "calm_static",
     "smooth_flow", "supervise_ranges", "eikonal_everywhere", "hessian", "smooth_depth", "matter_on_jittered_grid",
     "matter_behind",
 )  # fmt: skip
+MODULES = ("backbone", "pyramid", "tpv", "fusion", "refine", "sdf_head", "flow_head")
+VARIANTS = ("float32", "tf32", "bf16", "compiled")
+"""`float32` is the plain step that the others are measured against; `tf32` rounds the operands of products to 10 bits,
+`bf16` is mixed precision by autocast, `compiled` is that with a compiled backbone."""
+
+WARM_UP = 3
+"""Steps before the clock starts: kernels are chosen, caches filled."""
 
 
-def random_batch(config: TrainConfig) -> Batch:
+def random_batch(config: TrainConfig, network_size: tuple[int, int], render_size: tuple[int, int]) -> Batch:
     """Noise seen by six cameras of a car that drives: every cue present, half of the flow known, 5 % movable."""
-    focal = WIDTH / 2 / np.tan(np.radians(70) / 2)
-    K = torch.tensor([[focal, 0, WIDTH / 2], [0, focal, HEIGHT / 2], [0, 0, 1]], dtype=torch.float32)
     poses = torch.eye(4).repeat(CAMERAS, 1, 1)
     for c, angle in enumerate(2 * np.pi * np.arange(CAMERAS) / CAMERAS):
         cos, sin = float(np.cos(angle)), float(np.sin(angle))
         poses[c, :3, :4] = torch.tensor([[sin, 0, cos, cos], [-cos, 0, sin, sin], [0, -1, 0, 1.5]])
-    K, poses = K.repeat(1, CAMERAS, 1, 1), poses[None]
+    poses = poses[None]
     there = torch.ones(1, CAMERAS, dtype=torch.bool)
+    height, width = render_size
 
-    def images(*lead: int) -> torch.Tensor:
-        return torch.randint(0, 256, (*lead, CAMERAS, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+    def intrinsics(size: tuple[int, int]) -> torch.Tensor:
+        focal = size[1] / 2 / np.tan(np.radians(70) / 2)
+        K = torch.tensor([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1]], dtype=torch.float32)
+        return K.repeat(1, CAMERAS, 1, 1)
+
+    def images(size: tuple[int, int], *lead: int) -> torch.Tensor:
+        return torch.randint(0, 256, (*lead, CAMERAS, 3, *size), dtype=torch.uint8)
 
     def view(metres: float, interval: float) -> View:
         moved = torch.eye(4)
         moved[0, 3] = -metres
-        return View(invert(poses) @ moved, K, torch.full((1, CAMERAS), interval), there, images(1))
+        there_from_here, K = invert(poses) @ moved, intrinsics(render_size)
+        return View(there_from_here, K, torch.full((1, CAMERAS), interval), there, images(render_size, 1))
 
     def flow(metres: float, interval: float) -> FlowTarget:
-        pixels = torch.randint(-600, 600, (1, CAMERAS, 2, HEIGHT, WIDTH), dtype=torch.int16)
-        return FlowTarget(pixels, torch.rand(1, CAMERAS, HEIGHT, WIDTH) > 0.5, view(metres, interval))
+        pixels = torch.randint(-600, 600, (1, CAMERAS, 2, height, width), dtype=torch.int16)
+        return FlowTarget(pixels, torch.rand(1, CAMERAS, height, width) > 0.5, view(metres, interval))
 
     queue = config.model.fusion.history + 1
     returns = config.rays.lidar
     return Batch(
         frames=FrameInput(
-            images=images(1, queue),
-            K=K[:, None].repeat(1, queue, 1, 1, 1),
+            images=images(network_size, 1, queue),
+            K=intrinsics(network_size)[:, None].repeat(1, queue, 1, 1, 1),
             ref_from_cam=poses[:, None].repeat(1, queue, 1, 1, 1),
             current_from_ref=torch.eye(4).repeat(1, queue, 1, 1),
             camera_valid=there[:, None].repeat(1, queue, 1),
         ),
-        images=images(1),
-        K=K,
+        images=images(render_size, 1),
+        K=intrinsics(render_size),
         ref_from_cam=poses,
         camera_valid=there,
         earlier=view(-0.5, -0.2),
         later=view(4.0, 1.0),
         flow_next=flow(4.0, 1.0),
         flow_back=flow(-4.0, -1.0),
-        movable=torch.rand(1, CAMERAS, HEIGHT, WIDTH) > 0.95,
+        movable=torch.rand(1, CAMERAS, height, width) > 0.95,
         lidar_points=torch.randn(1, returns, 3) * torch.tensor([12.0, 12.0, 0.8]) + torch.tensor([0.0, 0.0, 1.0]),
         lidar_valid=torch.ones(1, returns, dtype=torch.bool),
         lidar_origin=torch.tensor([[0.0, 0.0, 1.8]]),
@@ -73,57 +96,150 @@ def random_batch(config: TrainConfig) -> Batch:
 
 
 class Clock:
-    """Adds up CPU time by part; CPU time, because other load on the machine disturbs it less than elapsed time."""
+    """Adds up milliseconds by part: CPU time on a CPU, time between events on a GPU."""
 
-    def __init__(self) -> None:
-        self.spent: Counter[str] = Counter()
+    def __init__(self, device: torch.device) -> None:
+        self.gpu = device.type == "cuda"
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was measured."""
+        self._spent: Counter[str] = Counter()
+        self._events: list[tuple[str, Any, Any]] = []
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """`call`, timed."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.process_time()
-            try:
+            with self.time(name):
                 return call(*args, **kwargs)
-            finally:
-                self.spent[name] += time.process_time() - start  # type: ignore[assignment]
 
         return timed
 
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Time the work inside."""
+        if self.gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._events.append((name, start, end))
+            return
+        began = time.process_time()
+        yield
+        self._spent[name] += (time.process_time() - began) * 1e3  # type: ignore[assignment]
 
-def measure(stage: int, steps: int, overrides: list[str]) -> None:
-    """Print the parts of a stage's step."""
-    config = load_config("demo", overrides)
-    torch.manual_seed(0)
-    module = StageModule(config, stage, OccFlow(config.model), total_steps=steps)
-    optimiser = module.configure_optimizers()
-    batch, clock = random_batch(config), Clock()
+    def spent(self) -> Counter[str]:
+        """Milliseconds by part."""
+        total = self._spent.copy()
+        if self.gpu:
+            torch.cuda.synchronize()
+            for name, start, end in self._events:
+                total[name] += start.elapsed_time(end)
+        return total
+
+
+@contextmanager
+def timed_parts(module: StageModule, clock: Clock) -> Iterator[None]:
+    """Time the losses of the training step and the modules of the network."""
     originals = {name: getattr(train.module, name) for name in PARTS}
     for name, original in originals.items():
         setattr(train.module, name, clock.around(name, original))
-    module.network.forward = clock.around("network", module.network.forward)  # type: ignore[method-assign]
-    forward = clock.around("whole forward", module.training_step)
-    for step in range(steps + 2):
-        if step == 2:
-            clock.spent.clear()
-            start = time.perf_counter()
-        optimiser.zero_grad()
-        loss = forward(batch, 0)
-        clock.around("whole backward", loss.backward)()
-        clock.around("optimiser", optimiser.step)()
-        module.step += 1
+    for name in MODULES:
+        part = getattr(module.network, name)
+        part.forward = clock.around(f"network: {name}", part.forward)
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(train.module, name, original)
+
+
+def set_products(variant: str) -> None:
+    """TF32 on or off, for matrix products and convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = variant != "float32"
+
+
+def measure(
+    config: TrainConfig, stage: int, steps: int, batch: Batch, device: torch.device, variant: str
+) -> tuple[Counter[str], float, float]:
+    """Milliseconds per step by part, elapsed milliseconds per step, and peak memory in GiB (GPU only)."""
+    set_products(variant)
+    torch.manual_seed(0)
+    module = StageModule(config, stage, OccFlow(config.model).to(device), total_steps=steps)
+    if variant == "compiled":
+        module.network.backbone.compile()
+    optimiser = module.configure_optimizers()
+    clock = Clock(device)
+    mixed = torch.autocast(device.type, dtype=torch.bfloat16, enabled=variant in ("bf16", "compiled"))
+    if clock.gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with timed_parts(module, clock):
+        for step in range(steps + WARM_UP):
+            if step == WARM_UP:
+                clock.spent()
+                clock.clear()
+                start = time.perf_counter()
+            optimiser.zero_grad()
+            with clock.time("whole forward"), mixed:
+                loss = module.training_step(batch, 0)
+            with clock.time("whole backward"):
+                loss.backward()
+            with clock.time("optimiser"):
+                optimiser.step()
+            module.step += 1
+        spent = clock.spent()
     elapsed = (time.perf_counter() - start) / steps * 1e3
-    for name, original in originals.items():
-        setattr(train.module, name, original)
-    print(f"stage {stage}: {elapsed:.0f} ms elapsed per step on {torch.get_num_threads()} thread(s); CPU ms by part:")
-    for name, seconds in clock.spent.most_common():
-        print(f"  {name:26s}{seconds / steps * 1e3:8.1f}")
+    memory = torch.cuda.max_memory_allocated() / 2**30 if clock.gpu else 0.0
+    return Counter({name: value / steps for name, value in spent.items()}), elapsed, memory
+
+
+def show(results: dict[str, tuple[Counter[str], float, float]], batch: int) -> None:
+    """One column per variant; ratios against the first."""
+    variants = list(results)
+    base = results[variants[0]][1]
+    rows = {"ms per step": [f"{r[1]:.1f}" for r in results.values()]}
+    rows["samples / s"] = [f"{1e3 * batch / r[1]:.2f}" for r in results.values()]
+    rows["times as fast"] = [f"{base / r[1]:.2f}" for r in results.values()]
+    rows["peak GiB"] = [f"{r[2]:.1f}" for r in results.values()]
+    for name, _ in results[variants[0]][0].most_common():
+        rows[name] = [f"{r[0][name]:.1f}" for r in results.values()]
+    print(f"{'':30s}" + "".join(f"{v:>12s}" for v in variants))
+    for name, values in rows.items():
+        print(f"{name:30s}" + "".join(f"{v:>12s}" for v in values))
+
+
+def main() -> None:
+    """Print one table per stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=tuple(SIZES), default="demo")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=1, help="keyframes per step")
+    parser.add_argument("--stages", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: float32; on a GPU all")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as rays.grid=[8,22]")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    config = load_config(arguments.preset, arguments.set)
+    torch.manual_seed(0)
+    batch = random_batch(config, *SIZES[arguments.preset])
+    batch = batch.map(lambda tensor: torch.cat([tensor] * arguments.batch)).to(device)
+    variants = arguments.variants or (VARIANTS if device.type == "cuda" else VARIANTS[:1])
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} thread(s)"
+    for stage in arguments.stages:
+        print(f"stage {stage}, preset {arguments.preset}, batch {arguments.batch}, {name}, torch {torch.__version__}")
+        results = {}
+        for variant in variants:
+            try:
+                results[variant] = measure(config, stage, arguments.steps, batch, device, variant)
+            except torch.cuda.OutOfMemoryError as error:
+                print(f"{variant}: does not fit: {str(error).splitlines()[0]}")
+        if results:
+            show(results, arguments.batch)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("overrides", nargs="*", help="such as rays.grid=[8,22]")
-    arguments = parser.parse_args()
-    for number in (1, 2):
-        measure(number, arguments.steps, arguments.overrides)
+    main()

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.config import ConfigError, dump_config, load_config, presets
+from train.config import ConfigError, ablation_rows, dump_config, load_config, presets
 
 
-@pytest.mark.parametrize("name", ["demo", "kitti_mot", "nuscenes", "nuscenes_camera_only", "semantic_kitti"])
+@pytest.mark.parametrize(
+    "name", ["ablation", "demo", "kitti_mot", "nuscenes", "nuscenes_camera_only", "semantic_kitti"]
+)
 def test_presets_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
     assert name in presets()
     config = load_config(name)
@@ -40,6 +42,22 @@ def test_overrides_reach_the_network_and_every_ablation_row() -> None:
     assert config.model.tpv.dim == load_config("demo").model.tpv.dim
     assert config.rays.grid == (8, 22)
     assert config.data.exclude == ("a", "b:3")
+
+
+def test_a_row_of_the_ablations_is_laid_over_any_preset(tmp_path: Path) -> None:
+    assert len(ablation_rows()) == 17
+    config = load_config("nuscenes+t4_concat", ["optimiser.lr=1e-3"])
+    assert (config.model.fusion.kind, config.ablation.lidar, config.optimiser.lr) == ("concat", False, 1e-3)
+    assert config.model.tpv == load_config("nuscenes").model.tpv
+    assert config.ablation.forward_static_flow, "KITTI's table has static flow, whatever the preset says"
+    assert not load_config("kitti_mot+t8_full").ablation.backward_static_flow
+    path = tmp_path / "c++.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config, "a file whose name has a plus is a file"
+    with pytest.raises(ConfigError, match=r"\+t4_conct: no such row.*did you mean 't4_concat'"):
+        load_config("nuscenes+t4_conct")
+    with pytest.raises(ConfigError, match="nuscene: no such preset; did you mean 'nuscenes'"):
+        load_config("nuscene+t4_concat")
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,20 @@ def test_an_epoch_begun_by_one_process_is_ended_by_two(make_run: Callable[[str],
     drawn = {s["draw"]: s["frame"] for rank in (0, 1) for s in entries(record, rank, "sample", 1)}
     assert sorted(drawn) == list(range(13)), "1.3 epochs: three draws by one process, ten by two"
     assert sorted(drawn[d] for d in range(FRAMES)) == list(range(FRAMES))
+
+
+def test_the_first_process_measures_for_all(tiny_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Measuring, drawing and averaging are the first one's work; the others wait and nobody hangs."""
+    config = tiny_config(
+        out=tmp_path / "watched",
+        data={"validate_on": ["b"]},
+        optimiser={"lr": 2e-3, "ema": 0.9},
+        run={"validate_every": 1, "validate_keyframes": 1, "picture_every": 1},
+    )
+    code, told = torchrun(config, tmp_path / "watched-{rank}.jsonl", 2)
+    assert code == 0, told
+    for stage in ("stage1", "stage2"):
+        state = load_state(config.out / stage)
+        assert state.best is not None
+        assert (config.out / f"{stage}-best" / "model.safetensors").is_file()
+        assert (config.out / stage / "ema" / "model.safetensors").is_file()

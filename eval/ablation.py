@@ -1,0 +1,213 @@
+"""Results of the ablation matrix as tables: means per row, paired differences, and what they say of the paper's."""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from eval.paired import CONFIDENCE, paired_difference
+from eval.paper import COMPARISONS, PAPER
+from eval.results import plain
+
+FIGURES = {
+    "RayIoU": "RayIoU %",
+    "non-ground": "non-ground %",
+    "mAVE": "mAVE m/s",
+    "flow error": "flow error, moving, m/s",
+    "Abs Rel": "Abs Rel",
+    "DE": "DE px",
+    "DE_FG": "DE_FG px",
+    "EPE": "EPE px",
+    "EPE_FG": "EPE_FG px",
+    "FL_10%": "FL_10%",
+}
+"""Figures of a run, by the paper's names where it has them, and their headings."""
+
+STANDS_FOR = (
+    "RayIoU, mAVE: as the paper's on nuScenes (protocol geometry; true positives by distance alone), on the truth of "
+    "the synthetic log. The occupancy threshold is chosen run by run on training scenes.",
+    "DE, EPE, DE_FG, EPE_FG, FL_10%: for the paper's on KITTI-MOT. Exact per-pixel depth and flow of the synthetic log "
+    "stand in for projected LiDAR and a flow cue, every fourth pixel, pixels at a width of 1216; FG: movable things.",
+    "Abs Rel is against LiDAR. The flow error is that of all voxels that truly move, found or not.",
+)
+_BASELINES = ("flat ground", "zero flow")
+
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
+"""Row → seed → result.json."""
+
+
+def figures_of(evaluation: Mapping[str, Any], motion: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's figures under the names of `FIGURES`, from `evaluate` and `image_motion`."""
+    protocol = evaluation["protocol"]
+
+    def per_cent(value: float | None) -> float | None:
+        return None if value is None else 100 * value
+
+    return {
+        "RayIoU": per_cent(evaluation[f"rayiou_{protocol}"]),
+        "non-ground": per_cent(evaluation["rayiou_nonground"]),
+        "mAVE": evaluation["mave"],
+        "flow error": evaluation["flow_epe_dynamic"],
+        "Abs Rel": evaluation["abs_rel"],
+        **{name: motion.get(name) for name in ("DE", "DE_FG", "EPE", "EPE_FG", "FL_10%")},
+    }
+
+
+def compare(results: Results, same: Mapping[str, str]) -> dict[str, Any]:
+    """Everything the tables show, as plain types.
+
+    Args:
+        results: of every row; rows that are one and the same configuration share theirs.
+        same: for such a row, the one that was run for it.
+    """
+    seen = {(result["row"], seed): result for runs in results.values() for seed, result in runs.items()}
+    return plain(
+        {
+            "confidence": CONFIDENCE,
+            "runs": len(seen),
+            "failed": {f"{row}, seed {seed}": r["reason"] for (row, seed), r in seen.items() if r["status"] != "done"},
+            "devices": sorted({r["device"] for r in seen.values() if "device" in r}),
+            "same": dict(same),
+            "rows": {row: _means(runs) for row, runs in results.items() if runs},
+            "baselines": _baselines(seen),
+            "comparisons": _compared(results),
+            "stands_for": list(STANDS_FOR),
+        }
+    )
+
+
+def _figure(result: Mapping[str, Any], name: str) -> float | None:
+    return result.get("figures", {}).get(name)
+
+
+def _means(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"seeds": sorted(runs), "failed": sum(r["status"] != "done" for r in runs.values())}
+    for name in FIGURES:
+        values = [v for result in runs.values() if (v := _figure(result, name)) is not None]
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        found[name] = {"mean": statistics.fmean(values), "sd": spread, "n": len(values)} if values else None
+    return found
+
+
+def _compared(results: Results) -> list[dict[str, Any]]:
+    entries = []
+    for comparison in COMPARISONS:
+        row, reference = results.get(comparison.row, {}), results.get(comparison.reference, {})
+        for metric in comparison.metrics:
+            sides = [{seed: _figure(result, metric) for seed, result in side.items()} for side in (row, reference)]
+            found = paired_difference(*sides)
+            expected = comparison.expected(metric)
+            entries.append(
+                {
+                    "table": comparison.table,
+                    "row": comparison.row,
+                    "reference": comparison.reference,
+                    "metric": metric,
+                    "paper": PAPER[comparison.row][metric] - PAPER[comparison.reference][metric],
+                    "seeds": list(found.seeds),
+                    "without_value": list(found.missing),
+                    "mean": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "verdict": found.verdict(expected),
+                }
+            )
+    return entries
+
+
+def _baselines(seen: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """A flat ground is the same for every run; zero flow is taken on each run's own true positives: its range."""
+    done = [r["evaluation"] for r in seen.values() if r["status"] == "done" and "evaluation" in r]
+    if not done:
+        return {}
+    flat, protocol = done[0]["baselines"]["flat_ground"], done[0]["protocol"]
+    still = [r["baselines"]["zero_flow"] for r in done]
+    mave = [s["mave"] for s in still if s.get("mave") is not None]
+    ground = {"RayIoU": flat.get(f"rayiou_{protocol}"), "non-ground": flat.get("rayiou_nonground")}
+    return {
+        "flat ground": {
+            **{name: 100 * v for name, v in ground.items() if v is not None},
+            "Abs Rel": flat["abs_rel"],
+        },
+        "zero flow": {
+            **({"mAVE": min(mave), "mAVE (highest)": max(mave)} if mave else {}),
+            "flow error": still[0].get("flow_epe_dynamic"),
+        },
+    }
+
+
+def _cell(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"{found['mean']:.3f}" + (f" ± {found['sd']:.3f}" if found["sd"] is not None else "")
+
+
+def _row_cells(summary: Mapping[str, Any]) -> list[list[str]]:
+    cells = []
+    for row, found in summary["rows"].items():
+        name = f"{row} (= {summary['same'][row]})" if row in summary["same"] else row
+        seeds = f"{len(found['seeds'])}" + (f", {found['failed']} failed" if found["failed"] else "")
+        cells.append([name, seeds, *(_cell(found[figure]) for figure in FIGURES)])
+    for name in _BASELINES:
+        baseline = summary["baselines"].get(name, {})
+        values = [baseline.get(figure) for figure in FIGURES]
+        if any(value is not None for value in values):
+            cells.append([name, "", *("" if value is None else f"{value:.3f}" for value in values)])
+    return cells
+
+
+def _comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
+    cells = []
+    for found in summary["comparisons"]:
+        seeds = str(len(found["seeds"]))
+        if found["without_value"]:
+            seeds += f", {len(found['without_value'])} without a value"
+        mean = "" if found["mean"] is None else f"{found['mean']:+.3f}"
+        interval = "" if found["low"] is None else f"{found['low']:+.3f} to {found['high']:+.3f}"
+        compared = f"{found['row']} - {found['reference']}"
+        paper = f"{found['paper']:+.3f}"
+        cells.append([found["table"], compared, found["metric"], paper, mean, interval, seeds, found["verdict"]])
+    return cells
+
+
+_ROW_HEADINGS = ("row", "seeds", *FIGURES.values())
+_COMPARISON_HEADINGS = ("table", "row - reference", "metric", "paper", "here", "95 % interval", "seeds", "")
+
+
+def console_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """Rows, then comparisons."""
+    tables = []
+    for headings, cells in (
+        (_ROW_HEADINGS, _row_cells(summary)),
+        (_COMPARISON_HEADINGS, _comparison_cells(summary)),
+    ):
+        table = Table(*headings, box=None)
+        for row in cells:
+            table.add_row(*row)
+        tables.append(table)
+    return tables
+
+
+def markdown(summary: Mapping[str, Any], command: str, setting: str) -> str:
+    """The same as a page, with the command that makes it and a line on what was trained and judged on what."""
+    parts = ["# Ablations", "", "```sh", command, "```", "", setting]
+    parts += ["", "## Rows", "", "Mean ± standard deviation over seeds, held-out scenes.", ""]
+    parts += _markdown_table(_ROW_HEADINGS, _row_cells(summary))
+    parts += ["", "## Paired differences", ""]
+    parts += [
+        "Row minus reference per seed; interval of the mean by Student's t over seeds, not corrected for the number of "
+        "comparisons. `as the paper` and `opposite`: the interval leaves out zero. Seeds vary the network's start and "
+        "all that training draws, not the log.",
+        "",
+    ]
+    parts += _markdown_table(_COMPARISON_HEADINGS, _comparison_cells(summary))
+    parts += ["", *(f"- {line}" for line in summary["stands_for"])]
+    parts += [f"- failed: {name}: {reason}" for name, reason in summary["failed"].items()]
+    parts += [f"- device: {', '.join(summary['devices'])}"] if summary["devices"] else []
+    return "\n".join(parts) + "\n"
+
+
+def _markdown_table(headings: tuple[str, ...], cells: list[list[str]]) -> list[str]:
+    lines = [headings, ("---",) * len(headings), *cells]
+    return ["| " + " | ".join(line) + " |" for line in lines]

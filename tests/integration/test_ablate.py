@@ -1,0 +1,237 @@
+"""The ablation matrix: it stops in order, goes on, shares runs, keeps failures, and never mixes two settings."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import occflow_ablate
+import train.loop
+from eval.ablation import FIGURES
+from occflow_ablate import Material, MatrixError, Plan, make_material, run
+from occflow_demo import Size
+from train.ablations import digest as config_digest
+from train.ablations import distinct, row_config, rows
+from train.config import TrainConfig
+from train.loop import RunResult, StageResult
+from train.watch import TrainingDiverged
+
+ROOT = Path(__file__).parents[2]
+SIZE = Size(
+    training_scenes=1,
+    held_out_scenes=1,
+    keyframes=3,
+    synth={"width": 176, "height": 99, "lidar_beams": 16, "lidar_azimuths": 360},
+    cues={"sizes.network": [32, 88], "sizes.render": [32, 88]},
+)
+TINY = (
+    "model.grid.voxel=1.6", "rays.grid=[8,22]", "rays.lidar=256", "loss.eikonal_samples=512", "model.render.samples=16",
+    "stage1.max_steps=1", "stage2.max_steps=2", "run.accelerator=cpu",
+)  # fmt: skip
+QUIET = Console(quiet=True)
+
+
+MATERIAL = Material("s.zarr", ("a",), ("b",))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Runs are made up at once: the list that fills with (row, seed) as they are trained. DE is 1 + seed, less 0.5
+    without the flow loss."""
+    order: list[tuple[str, int]] = []
+
+    def trained(config: TrainConfig, *, resume: bool, stop: Any) -> RunResult:
+        assert resume, "every run goes on where an earlier invocation left it"
+        name, _, seed = config.out.parent.name.rpartition("-")
+        assert config.seed == int(seed)
+        order.append((name, config.seed))
+        config.out.mkdir(exist_ok=True)
+        (config.out / "trained").write_text(json.dumps([config.seed, config.ablation.flow_supervision]))
+        return RunResult(config.out, config.out, (StageResult(2, config.out, True, 3, 1.0),), True, 1.0)
+
+    def evaluated(checkpoint: Path, accelerator: str, material: Material) -> dict[str, Any]:
+        seed, flow = json.loads((checkpoint / "trained").read_text())
+        figures = {**dict.fromkeys(FIGURES), "DE": 1.0 + seed - (0.0 if flow else 0.5)}
+        baselines = {"flat_ground": {"abs_rel": 0.5}, "zero_flow": {}}
+        evaluation = {"protocol": "geometry", "baselines": baselines}
+        return {"figures": figures, "evaluation": evaluation, "device": "cpu"}
+
+    monkeypatch.setattr(train.loop, "train", trained)
+    monkeypatch.setattr(occflow_ablate, "evaluate_run", evaluated)
+    return order
+
+
+def test_seeds_come_in_turn_and_nothing_is_run_twice(drawn: list[tuple[str, int]], tmp_path: Path) -> None:
+    wanted = ("t7_without_flow", "t5_full", "t7_with_flow")
+    assert run(tmp_path, QUIET, Plan(rows=wanted, seeds=2, budget_minutes=0), MATERIAL)["runs"] == 0
+    assert run(tmp_path, QUIET, Plan(rows=wanted, seeds=1), MATERIAL)["runs"] == 2
+    console = Console(record=True, width=250)
+    summary = run(tmp_path, console, Plan(rows=wanted, seeds=3), MATERIAL)
+    both = ("t7_without_flow", "camera_lidar")
+    assert drawn == [(row, seed) for seed in range(3) for row in both]
+    assert summary["rows"]["t5_full"] == summary["rows"]["camera_lidar"]
+    found = next(c for c in summary["comparisons"] if (c["table"], c["metric"]) == ("7", "DE"))
+    assert (found["seeds"], found["mean"], found["low"]) == ([0, 1, 2], 0.5, 0.5)
+    assert found["verdict"] == "as the paper"
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    for text in (console.export_text(), (tmp_path / "summary.md").read_text()):
+        assert "t5_full (= camera_lidar)" in text
+        assert "as the paper" in text
+    page = (tmp_path / "summary.md").read_text()
+    assert "python occflow_ablate.py --base ablation --seeds 3\n" in page
+    assert "Trained on a; held out: b." in page
+    assert not list(tmp_path.rglob(".*.json.*")), "no half-written file stays"
+
+
+def test_all_rows_by_default(drawn: list[tuple[str, int]], tmp_path: Path) -> None:
+    run(tmp_path, QUIET, Plan(seeds=1), MATERIAL)
+    assert len(drawn) == 13
+    assert drawn[:2] == [("camera_only", 0), ("camera_lidar", 0)]
+
+
+def test_two_processes_share_a_matrix(drawn: list[tuple[str, int]], tmp_path: Path) -> None:
+    plan = Plan(rows=("camera_only", "camera_lidar"), seeds=1)
+    run(tmp_path, QUIET, Plan(rows=plan.rows, seeds=1, budget_minutes=0), MATERIAL)
+    with (tmp_path / "runs" / "camera_only-0" / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run(tmp_path, QUIET, plan, MATERIAL)
+        assert drawn == [("camera_lidar", 0)]
+    run(tmp_path, QUIET, plan, MATERIAL)
+    assert drawn == [("camera_lidar", 0), ("camera_only", 0)]
+
+
+def test_sigterm_ends_it_in_order(
+    drawn: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train.loop.train
+
+    def stopped(config: TrainConfig, *, resume: bool, stop: Any) -> RunResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.made
+        unfinished = StageResult(1, config.out, False, 1, 1.0)
+        return RunResult(config.out, config.out, (unfinished,), False, 1.0)
+
+    before, plan = signal.getsignal(signal.SIGTERM), Plan(rows=("camera_only", "camera_lidar"), seeds=2)
+    monkeypatch.setattr(train.loop, "train", stopped)
+    assert run(tmp_path, QUIET, plan, MATERIAL)["runs"] == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.setattr(train.loop, "train", whole)
+    assert run(tmp_path, QUIET, plan, MATERIAL)["runs"] == 4
+
+
+def test_a_run_that_diverges_is_kept_and_counted(
+    drawn: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train.loop.train
+
+    def train_or_fail(config: TrainConfig, **options: Any) -> RunResult:
+        if not config.ablation.flow_supervision and config.seed == 1:
+            raise TrainingDiverged("stage 2, step 1: loss not finite")
+        return whole(config, **options)
+
+    plan = Plan(rows=("camera_lidar", "t7_without_flow"), seeds=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.loop, "train", train_or_fail)
+        summary = run(tmp_path, QUIET, plan, MATERIAL)
+    assert summary["failed"] == {"t7_without_flow, seed 1": "stage 2, step 1: loss not finite"}
+    found = next(c for c in summary["comparisons"] if c["table"] == "7" and c["metric"] == "DE")
+    assert (found["seeds"], found["without_value"], found["verdict"]) == ([0, 2], [1], "unresolved")
+    assert "failed: t7_without_flow, seed 1" in (tmp_path / "summary.md").read_text()
+    assert run(tmp_path, QUIET, plan, MATERIAL) == summary, "a failed seed is not drawn again"
+
+
+def test_two_settings_do_not_share_a_folder(drawn: list[tuple[str, int]], tmp_path: Path) -> None:
+    plan = Plan(overrides=("stage1.max_steps=1",), budget_minutes=0)
+    run(tmp_path, QUIET, plan, MATERIAL)
+    with pytest.raises(MatrixError, match=r"begun with another digests.*stage1.max_steps=1"):
+        run(tmp_path, QUIET, Plan(overrides=("stage1.max_steps=2",), budget_minutes=0), MATERIAL)
+    with pytest.raises(MatrixError, match="begun with another held_out"):
+        run(tmp_path, QUIET, plan, Material("s.zarr", ("a",), ("c",)))
+    with pytest.raises(MatrixError, match="no such row: t9; there are camera_only"):
+        run(tmp_path, QUIET, Plan(rows=("t9",)), MATERIAL)
+    run(tmp_path, QUIET, plan, Material("moved/s.zarr", ("a",), ("b",)))
+    assert drawn == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--store", "s.zarr"], "--store, --scenes and --held-out go together"),
+        (["--store", "s.zarr", "--scenes", "a,b", "--held-out", "b"], "held out and trained on at once: b"),
+    ],
+)
+def test_options_that_cannot_be_used(options: list[str], words: str) -> None:
+    app = occflow_ablate.typer.Typer()
+    app.command()(occflow_ablate.main)
+    ended = CliRunner().invoke(app, options)
+    assert ended.exit_code != 0
+    assert words in (ended.output + str(ended.exception))
+
+
+def test_rows_differ_in_their_switches_alone(tmp_path: Path) -> None:
+    configs = {row: row_config(row, 7, "s.zarr", tmp_path, ["a"], "ablation") for row in rows()}
+    trained = distinct({row: config_digest(config) for row, config in configs.items()})
+    assert {row: source for row, source in trained.items() if row != source} == {
+        "t4_full": "camera_only",
+        "t5_full": "camera_lidar",
+        "t6_both": "camera_only",
+        "t7_with_flow": "camera_lidar",
+    }
+    base = configs["camera_lidar"].model_dump()
+    for row, config in configs.items():
+        changed = {key for key, value in config.model_dump().items() if value != base[key]}
+        assert changed <= {"ablation", "model", "stage2"}, row
+        steps = [config.stage1.max_steps or 0, config.stage2.max_steps or 0]
+        assert sum(steps if config.ablation.two_stage else steps[1:]) == 600, row
+        assert config.ablation.lidar == (not row.startswith(("t4", "t6", "camera_only"))), row
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    """A store of one scene to train on and one held out, made once."""
+    return make_material(tmp_path_factory.mktemp("ablation"), SIZE, QUIET)
+
+
+@pytest.mark.slow
+def test_the_whole_way(material: Material, tmp_path: Path) -> None:
+    """Log, cues, two rows, real figures; the store is not made again."""
+    summary = run(tmp_path, QUIET, Plan(overrides=TINY, rows=("t5_full", "t7_without_flow"), seeds=1), material)
+    assert summary["runs"] == 2
+    row = summary["rows"]["camera_lidar"]
+    assert {name for name in FIGURES if row[name] is not None} >= {"RayIoU", "non-ground", "flow error", "Abs Rel"}
+    assert row["DE"]["mean"] > 0
+    assert row["EPE_FG"]["mean"] > 0
+    assert {"RayIoU", "non-ground", "Abs Rel"} <= set(summary["baselines"]["flat ground"])
+    result = json.loads((tmp_path / "runs" / "camera_lidar-0" / "result.json").read_text())
+    assert result["steps"] == {"stage1": 1, "stage2": 2}
+    assert result["evaluation"]["scenes"] == list(material.held_out)
+    assert result["evaluation"]["sweep"][0]["threshold_m"] == 0.1
+    folder = Path(material.store).parent
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+    assert make_material(folder, SIZE, QUIET) == material
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
+
+
+@pytest.mark.slow
+def test_a_training_machine_needs_no_pipelines(material: Material, tmp_path: Path) -> None:
+    """With the store there, a run touches neither the extraction nor zarr, Prefect or numba."""
+    script = (
+        "import sys, json\n"
+        "for name in ('pipelines', 'prefect', 'zarr', 'numba'): sys.modules[name] = None\n"
+        "from pathlib import Path\n"
+        "from rich.console import Console\n"
+        "from occflow_ablate import Material, Plan, run\n"
+        f"material = Material({material.store!r}, {material.training!r}, {material.held_out!r})\n"
+        f"plan = Plan(overrides={TINY!r}, rows=('camera_only',), seeds=1)\n"
+        f"print(run(Path({str(tmp_path)!r}), Console(quiet=True), plan, material)['runs'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "1", ended.stderr

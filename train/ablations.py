@@ -1,0 +1,56 @@
+"""The rows of the paper's ablation tables as training runs: which there are, and which of them are one and the same."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.config import ConfigError, TrainConfig, ablation_rows, load_config
+
+ORDER = ("camera_only", "camera_lidar")
+"""The rows that come first; the others follow by name, table by table."""
+
+
+def rows() -> tuple[str, ...]:
+    """All rows, in the order in which they are run."""
+    return (*ORDER, *(row for row in ablation_rows() if row not in ORDER))
+
+
+def row_config(
+    row: str, seed: int, store: str | Path, out: Path, scenes: Sequence[str], base: str, overrides: Sequence[str] = ()
+) -> TrainConfig:
+    """The configuration of a row and seed: the `base` preset, the row's file over it, then `a.b=c` overrides.
+
+    A row without a first stage gets its second one longer by the first's steps, so that all rows take as many.
+
+    Raises:
+        ConfigError: as `load_config`; or a stage whose length is not in steps, which cannot be paired: epochs differ
+            with what a row leaves out, seconds with the machine.
+    """
+    given = [f"store={store}", f"out={out}", f"seed={seed}", f"data.scenes={json.dumps(list(scenes))}"]
+    config = load_config(f"{base}+{row}", [*given, *overrides])
+    first, second = config.stage1, config.stage2
+    for name, stage in (("stage1", first), ("stage2", second)):
+        if stage.max_steps is None or stage.epochs is not None or stage.max_seconds is not None:
+            raise ConfigError(f"{base}: rows are compared at equal lengths: set {name}.max_steps, and no other limit")
+    if not config.ablation.two_stage:
+        assert first.max_steps is not None
+        assert second.max_steps is not None
+        longer = second.model_copy(update={"max_steps": first.max_steps + second.max_steps})
+        config = config.model_copy(update={"stage2": longer})
+    return config
+
+
+def digest(config: TrainConfig) -> str:
+    """First twelve hex digits of the SHA-256 of all that decides a run's outcome, its seed and its places aside."""
+    values = config.model_dump(mode="json", exclude={"store": True, "out": True, "seed": True, "run": _MACHINE})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+_MACHINE = {"accelerator", "devices", "checkpoint_seconds", "log_every", "progress"}
+
+
+def distinct(digests: dict[str, str]) -> dict[str, str]:
+    """For each row, the first row of the same digest: the one that is trained for both."""
+    first: dict[str, str] = {}
+    return {row: first.setdefault(found, row) for row, found in digests.items()}
