@@ -29,6 +29,8 @@ class GridConfig(_Section):
 class BackboneConfig(_Section):
     """ConvNeXt; the defaults are ConvNeXt-Base."""
 
+    kind: Literal["convnext", "residual"] = "convnext"
+    """`residual` is for small networks without pre-trained weights; `drop_path` and `layer_scale` then mean nothing."""
     depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 3, 27, 3)
     dims: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (128, 256, 512, 1024)
     drop_path: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -60,6 +62,25 @@ class TPVConfig(_Section):
     def _heads_divide_dim(self) -> "TPVConfig":
         if self.dim % self.heads:
             raise ValueError(f"tpv.dim {self.dim} is not a multiple of tpv.heads {self.heads}")
+        return self
+
+
+class DepthLiftConfig(_Section):
+    """Depth-aware lifting beside the TPV encoder (`depth_lift.py`); not in the paper."""
+
+    bins: int = Field(default=0, ge=0)
+    """Depths that a pixel chooses among; 0: no such lifting."""
+    context: PositiveInt = 8
+    nearest_m: PositiveFloat = 1.0
+    farthest_m: PositiveFloat = 60.0
+
+    @model_validator(mode="after")
+    def _apart(self) -> "DepthLiftConfig":
+        if self.bins == 1 or self.nearest_m >= self.farthest_m:
+            raise ValueError(
+                f"depth_lift needs 0 or at least 2 bins from nearest_m to a larger farthest_m, got {self.bins} from "
+                f"{self.nearest_m} to {self.farthest_m}"
+            )
         return self
 
 
@@ -104,6 +125,8 @@ class HeadConfig(_Section):
     sdf_scale: PositiveFloat = 1.0
     """Metres per unit of the SDF decoder's output: how fast distances can move at a given learning rate."""
     ground_height: float = 0.0
+    flow_scale: PositiveFloat = 1.0
+    """Metres per interval and unit of the flow decoder's output, as `sdf_scale`."""
     flow_init_std: PositiveFloat = 0.01
     """Standard deviation of the flow decoder's last layer. Flow starts near zero, but not so near that it stays there:
     1e-3 was seen to."""
@@ -127,6 +150,7 @@ class ModelConfig(_Section):
     backbone: BackboneConfig = BackboneConfig()
     fpn_dim: PositiveInt = 192
     tpv: TPVConfig = TPVConfig()
+    depth_lift: DepthLiftConfig = DepthLiftConfig()
     fusion: FusionConfig = FusionConfig()
     refine: RefineConfig = RefineConfig()
     heads: HeadConfig = HeadConfig()

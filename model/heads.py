@@ -38,11 +38,12 @@ class FlowHead(nn.Module):
 
     def __init__(self, config: HeadConfig, channels: int) -> None:
         super().__init__()
+        self.scale = config.flow_scale
         last = nn.Linear(config.hidden, 2)
-        nn.init.normal_(last.weight, std=config.flow_init_std)
+        nn.init.normal_(last.weight, std=config.flow_init_std / config.flow_scale)
         nn.init.zeros_(last.bias)
         self.mlp = nn.Sequential(nn.Linear(channels, config.hidden), nn.ReLU(), last)
 
     def forward(self, features: Float[Tensor, "b x y z ch"]) -> Float[Tensor, "b x y z 2"]:
         """Horizontal object motion (vx, vy), metres per keyframe interval, current ego frame."""
-        return self.mlp(features)
+        return self.mlp(features) * self.scale

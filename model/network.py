@@ -6,12 +6,14 @@ from torch import Tensor, nn
 
 from model.backbone import ConvNeXt
 from model.config import ModelConfig
+from model.depth_lift import DepthLift
 from model.fields import Fields, FrameInput
 from model.fpn import FeaturePyramid
 from model.fusion import TemporalFusion
 from model.heads import FlowHead, SDFHead
 from model.refine import Refine
 from model.render import Renderer
+from model.residual import ResidualBackbone
 from model.tpv import TPVEncoder
 from model.visibility import CameraRig
 
@@ -32,9 +34,13 @@ class OccFlow(nn.Module):
         self.config = config
         self.grid = config.grid.build()
         cells = self.grid.coarsen(config.tpv.factor)
-        self.backbone = ConvNeXt(config.backbone)
+        backbone = ConvNeXt if config.backbone.kind == "convnext" else ResidualBackbone
+        self.backbone = backbone(config.backbone)
         self.pyramid = FeaturePyramid(config.backbone.dims, config.fpn_dim)
         self.tpv = TPVEncoder(config.tpv, cells, config.fpn_dim)
+        self.depth_lift: DepthLift | None = None
+        if config.depth_lift.bins:
+            self.depth_lift = DepthLift(config.depth_lift, config.fpn_dim, config.tpv.dim, cells)
         self.fusion = TemporalFusion(config.fusion, config.tpv.dim, cells)
         self.refine = Refine(config.refine, config.tpv.dim, config.tpv.factor)
         self.sdf_head = SDFHead(config.heads, config.refine.channels, self.grid)
@@ -75,7 +81,8 @@ class OccFlow(nn.Module):
             frames.K.flatten(0, 1), frames.ref_from_cam.flatten(0, 1), valid, (images.shape[-2], images.shape[-1])
         )
         levels = self.pyramid(self.backbone(images.flatten(0, 1)))
-        return self.tpv(levels, rig)
+        volume = self.tpv(levels, rig)
+        return volume if self.depth_lift is None else volume + self.depth_lift(levels[0], rig)
 
     def normalise(self, images: Tensor, valid: Tensor) -> Float[Tensor, "n cams 3 h w"]:
         """Images (n, cams, 3, H, W) to zero mean and unit deviation (ImageNet's); missing cameras become zero."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from train.settings import OptimiserConfig, StageConfig
 
-IMAGE_SIDE = ("backbone", "pyramid", "tpv")
+IMAGE_SIDE = ("backbone", "pyramid", "tpv", "depth_lift")
 GEOMETRY = ("fusion", "refine", "sdf_head")
 
 
