@@ -44,6 +44,7 @@ class DepthLift(nn.Module):
         self.norm = LayerNorm2d(feature_dim)
         outputs = nn.Conv2d(feature_dim, config.bins + config.context, kernel_size=1)
         nn.init.normal_(outputs.weight, std=0.01)
+        assert outputs.bias is not None
         nn.init.zeros_(outputs.bias)
         self.head = nn.Sequential(nn.Conv2d(feature_dim, feature_dim, kernel_size=3, padding=1), nn.ReLU(), outputs)
         self.project = nn.Linear(4 + config.context, dim)
