@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipelines.cues.base import ImageSizes
 from storage.configured import StoreLocation
 from storage.location import Location
+from storage.profiles import PLAIN, PROFILES
 
 
 class ConfigError(ValueError):
@@ -92,18 +93,28 @@ class CuesConfig(_Model):
     `cues` maps a cue's name to its parameters; the key `backend` chooses among several extractors of one cue. A plain
     list of names takes every parameter's default. `on_error: skip` leaves out frames that cannot be read and records
     them; `fail` stops at the first. `truth` writes ground truth, where the data set has it, to the sibling store.
+    `profile` trades bytes against precision and decoding time (storage.profiles); a store keeps the one it was made
+    with, and without a `jpeg_quality` the profile's is taken.
     """
 
     dataset: DatasetConfig
     store: StoreLocation
     sizes: SizesConfig
     cues: dict[str, dict[str, Any]]
-    jpeg_quality: int = Field(default=90, ge=30, le=95)
+    profile: Literal["fast", "small"] = "fast"
+    jpeg_quality: int = Field(default=PROFILES[PLAIN].jpeg_quality, ge=30, le=95)
     block_keyframes: int = Field(default=40, ge=1)
     keyframe_interval_s: float = Field(gt=0)
     on_error: Literal["fail", "skip"] = "fail"
     truth: bool = True
     runner: RunnerConfig = Field(default_factory=RunnerConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quality_of_profile(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("profile") in PROFILES and values.get("jpeg_quality") is None:
+            return {**values, "jpeg_quality": PROFILES[values["profile"]].jpeg_quality}
+        return values
 
     @field_validator("store")
     @classmethod
@@ -132,11 +143,13 @@ class CuesConfig(_Model):
 
     def digest(self, *parts: object) -> str:
         """SHA-256 (hex) over the settings that change what is stored for every cue, and over `parts`."""
-        shared = {
+        shared: dict[str, object] = {
             "sizes": self.sizes.model_dump(mode="json"),
             "jpeg_quality": self.jpeg_quality,
             "block_keyframes": self.block_keyframes,
         }
+        if self.profile != PLAIN:  # of which earlier digests say nothing
+            shared["profile"] = self.profile
         return json_digest([shared, *parts])
 
 

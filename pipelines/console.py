@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipelines.config import CuesConfig
-from pipelines.estimate import Estimate, check_space, estimate, free_space
+from pipelines.estimate import Estimate, check_space, estimate, free_space, projection
 from pipelines.extract import extract_log
 from pipelines.plan import Plan, Work, plan
 from pipelines.prefect_home import private_prefect
@@ -130,7 +130,24 @@ def show_dry_run(
         + (f"{free / 1e9:.1f} GB are free" if math.isfinite(free) else "a bucket has no end"),
         soft_wrap=True,
     )
+    _show_projection(config, console)
     check_space(config, rows)
+
+
+def _show_projection(config: CuesConfig, console: Console) -> None:
+    """What the whole data set would take, in each profile."""
+    found = projection(config)
+    if found is None:
+        return
+    whole, profiles = found
+    cameras = "1 camera" if whole.cameras == 1 else f"{whole.cameras} cameras"
+    extent = f"{whole.keyframes:,} keyframes, {cameras}"
+    console.print(f"all of {whole.name} ({extent}), GB by profile:", soft_wrap=True)
+    table = Table("cue", *profiles)
+    for cue in config.cues:
+        table.add_row(cue, *(f"{sizes[cue] / 1e9:,.1f}" for sizes in profiles.values()))
+    table.add_row("all", *(f"{sum(sizes.values()) / 1e9:,.1f}" for sizes in profiles.values()))
+    console.print(table)
 
 
 def _device(row: Estimate) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.config import CuesConfig
@@ -11,23 +12,63 @@ from pipelines.workbench import Workbench, workbench
 from storage.errors import StoreError
 from storage.layout import INIT, blocks
 from storage.location import Location, ObjectPath
+from storage.profiles import PLAIN, PROFILES
 
 MB = 1e6
 
-# Measured on real nuScenes images, one core. Bytes and seconds per camera-frame: a constant times the megapixels of
-# the network ("H") or render ("h") image, or per keyframe where the unit is "frame". Seconds are dominated by
-# decoding the raw image (a 1600x900 JPEG takes about 15 ms) or by the cue's own method.
-_RATES: dict[str, tuple[str, float, float]] = {
-    "images": ("H", 0.26e6, 0.05),
-    "sweeps": ("h", 0.35e6, 0.12),
-    "lidar": ("frame", 0.5e6, 0.05),
-    "masks": ("H", 0.02e6, 1.5),
-    "flow_next": ("h", 2.5e6, 5.0),
-    "flow_prev": ("h", 2.5e6, 5.0),
-    "flow_aux": ("h", 2.5e6, 5.0),
-    "occupancy": ("frame", 0.1e6, 0.05),
-    "camera": ("h", 6.0e6, 0.3),
+
+@dataclass(frozen=True)
+class Rate:
+    """What one cue takes before anything was measured in a store.
+
+    Attributes:
+        per: "H" or "h", megapixels of a network or render image (per camera-frame), or "frame", keyframes.
+        bytes: on disk, by profile; padding of the scene's longest JPEG and LiDAR sweep included.
+        seconds: on one core. Decoding the raw image (1600x900: about 15 ms) or the cue's own method dominates.
+    """
+
+    per: str
+    bytes: Mapping[str, float]
+    seconds: float
+
+
+def _rate(per: str, fast: float, small: float, seconds: float) -> Rate:
+    return Rate(per, {"fast": fast, "small": small}, seconds)
+
+
+# Measured on real nuScenes images and LiDAR and on flow of real KITTI frames (docs/results/2026-11-26-store.md).
+_FLOW = _rate("h", 2.4e6, 0.8e6, 5.0)
+_RATES: dict[str, Rate] = {
+    "images": _rate("H", 0.28e6, 0.103e6, 0.05),
+    "sweeps": _rate("h", 0.37e6, 0.134e6, 0.12),
+    "lidar": _rate("frame", 0.37e6, 0.15e6, 0.05),
+    "masks": _rate("H", 0.005e6, 0.005e6, 1.5),
+    "flow_next": _FLOW,
+    "flow_prev": _FLOW,
+    "flow_aux": _FLOW,
+    "occupancy": _rate("frame", 0.1e6, 0.1e6, 0.05),
+    "camera": _rate("h", 6.0e6, 6.0e6, 0.3),
 }
+_OF_KIND: dict[tuple[str, str], Rate] = {("semantic_kitti", "lidar"): _rate("frame", 1.55e6, 0.9e6, 0.05)}
+"""Rates of one data set, where they are not those of the others: (kind, cue)."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A data set in full: keyframes in how many scenes, cameras, and sweeps between two keyframes."""
+
+    name: str
+    keyframes: int
+    scenes: int
+    cameras: int
+    sweeps: int
+
+
+WHOLE = {
+    "nuscenes": Whole("nuScenes v1.0-trainval", keyframes=34_149, scenes=850, cameras=6, sweeps=5),
+    "semantic_kitti": Whole("SemanticKITTI sequences 00 to 10", keyframes=23_201, scenes=11, cameras=1, sweeps=0),
+}
+"""By data set kind. nuScenes' cameras run at 12 Hz, its keyframes at 2 Hz."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +106,7 @@ def estimate(config: CuesConfig, work: Plan) -> list[Estimate]:
     out = []
     for name, (units, keyframes, frames) in rows.items():
         per_frame, seconds, source = _rates(bench, name, config)
-        by_keyframe = source == "store" or _RATES[name.split()[-1]][0] == "frame"
+        by_keyframe = source == "store" or _built_in(config, name.split()[-1]).per == "frame"
         count = keyframes if by_keyframe else frames
         out.append(Estimate(name, units, keyframes, per_frame * count, seconds * count, source, name in on_gpu))
     return out
@@ -107,7 +148,36 @@ def _rates(bench: Workbench, name: str, config: CuesConfig) -> tuple[float, floa
     if keyframes:
         seconds = sum(record.provenance.seconds for record in found)
         return sum(record.bytes for record in found) / keyframes, seconds / keyframes, "store"
-    unit, size, seconds = _RATES[cue]
-    height, width = config.sizes.network if unit == "H" else config.sizes.render
-    megapixels = 1.0 if unit == "frame" else height * width / MB
-    return size * megapixels, seconds * megapixels, "built-in"
+    rate = _built_in(config, cue)
+    scale = _megapixels(config, rate)
+    return rate.bytes[PLAIN if truth else config.profile] * scale, rate.seconds * scale, "built-in"
+
+
+def _built_in(config: CuesConfig, cue: str) -> Rate:
+    return _OF_KIND.get((config.dataset.kind, cue), _RATES[cue])
+
+
+def _megapixels(config: CuesConfig, rate: Rate) -> float:
+    height, width = config.sizes.network if rate.per == "H" else config.sizes.render
+    return 1.0 if rate.per == "frame" else height * width / MB
+
+
+def projection(config: CuesConfig) -> tuple[Whole, dict[str, dict[str, float]]] | None:
+    """Bytes that the whole data set would take with these cues and sizes: profile -> cue -> bytes, by built-in rates.
+
+    JPEG quality is each profile's own. None for a data set whose extent is not known here.
+    """
+    whole = WHOLE.get(config.dataset.kind)
+    if whole is None:
+        return None
+    found: dict[str, dict[str, float]] = {}
+    for name in PROFILES:
+        found[name] = {}
+        for cue in config.cues:
+            rate = _built_in(config, cue)
+            frames = whole.keyframes
+            if cue == "sweeps":  # none follow the last keyframe of a scene
+                frames = (whole.keyframes - whole.scenes) * whole.sweeps
+            count = frames if rate.per == "frame" else frames * whole.cameras
+            found[name][cue] = rate.bytes[name] * _megapixels(config, rate) * count
+    return whole, found

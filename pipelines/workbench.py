@@ -12,6 +12,7 @@ from pipelines.datasets.records import DataError, Log, Scene, SceneTruth
 from pipelines.inputs import ImageCache, SceneInputs, examine_inputs, facts_file, known_inputs, without_faults
 from pipelines.registry import build_extractor, build_truth_extractors, open_log
 from storage.layout import UnitId
+from storage.profiles import PLAIN
 from storage.schema import StoreAttributes
 from storage.store import CueStore
 from storage.truth import truth_path
@@ -153,6 +154,7 @@ class Workbench:
             block_keyframes=config.block_keyframes,
             image_crop=config.sizes.keep,
             kind=kind,
+            profile=config.profile if kind == "cues" else PLAIN,
             occupancy_grid=described if kind == "truth" else None,
             occupancy_classes=tuple(log.occupancy_classes) if kind == "truth" else (),
         )

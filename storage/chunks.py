@@ -8,7 +8,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,11 @@ from storage.commit import (
     read_record,
     read_records,
     record_units,
-    schema_error,
 )
-from storage.errors import CueMissing, StoreDamage, StoreError, StoreRebuilt
-from storage.layout import INIT, SPARE_ROOT, TABLE_ARRAYS, UnitId, encode_json, generation_path
+from storage.errors import CueMissing, StoreDamage, StoreRebuilt
+from storage.layout import INIT, TABLE_ARRAYS, UnitId, generation_path
 from storage.location import Location, ObjectPath
-from storage.schema import SCHEMA_VERSION, SceneTable, StoreAttributes
+from storage.schema import SceneTable
 from storage.shards import LocalShard, RemoteShard, RowCache
 
 OPEN_SHARDS = 128
@@ -37,41 +35,9 @@ REMOTE_SHARDS = 1024
 """The same in a bucket, where one costs no descriptor, but a request to open."""
 RECORDS_S = 5.0
 """Seconds for which a listing of a bucket's records is believed: so long a new unit may stay unseen."""
+KEPT_SMALL = 256
+"""Decoded keyframes of small arrays that a reader keeps."""
 _REPAIR = "Run `occflow verify --repair` on the store, then `occflow cues` again to rebuild the unit."
-
-
-def read_attributes(root: Location) -> StoreAttributes:
-    """Root attributes of a store.
-
-    Raises:
-        StoreError: there is no store at this path.
-        SchemaVersionError: it has another schema version.
-        StoreDamage: its root zarr.json was changed.
-    """
-    path, place = root / "zarr.json", backend(root)
-    try:
-        raw = place.get("zarr.json")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if place.exists(SPARE_ROOT):
-            raise StoreDamage(f"{path}: missing. Run `occflow verify --repair`: it restores it from a copy.") from error
-        raise StoreError(f"{root}: no cue store here (no zarr.json). Check the path, or run `occflow cues`.") from error
-    return parse_attributes(raw, path)
-
-
-def parse_attributes(raw: bytes, path: Location) -> StoreAttributes:
-    """Attributes from the content of a root zarr.json. Raises SchemaVersionError, StoreDamage."""
-    try:
-        attributes = json.loads(raw)["attributes"]
-        content, digest = attributes["occflow"], attributes["occflow_sha256"]
-        version = content["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreDamage(f"{path}: not the root of a cue store, or damaged ({error!r}). {_REPAIR}") from error
-    if version != SCHEMA_VERSION:
-        raise schema_error(path, version)
-    if hashlib.sha256(encode_json(content)).hexdigest() != digest:
-        raise StoreDamage(f"{path}: the store's attributes were changed after they were written. {_REPAIR}")
-    tuples = {f.name: tuple(content[f.name]) for f in fields(StoreAttributes) if isinstance(content[f.name], list)}
-    return StoreAttributes(**{**content, **tuples})
 
 
 class ChunkReader:
@@ -91,6 +57,7 @@ class ChunkReader:
         self._rows = RowCache()
         self._lock = threading.Lock()
         self._shards: OrderedDict[str, LocalShard | RemoteShard] = OrderedDict()
+        self._small: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._records: dict[UnitId, CommitRecord] = {}
         self._stamps: dict[UnitId, tuple[int, int] | None] = {}
 
@@ -166,17 +133,29 @@ class ChunkReader:
             StoreRebuilt: the unit was committed anew, or taken back, since its record was read.
         """
         entry = record.shard(name)
-        layout = entry.layout
-        position = (t - record.frames[0], *rest)
-        if not record.frames[0] <= t < record.frames[1] or any(
-            not 0 <= p < n for p, n in zip(rest, layout.shape[1:], strict=False)
-        ):
-            raise IndexError(f"array {name!r} of unit {record.unit}: no position {(t, *rest)} in {layout.shape}")
-        number = 0
-        for axis, cells in enumerate(layout.grid):
-            number = number * cells + (position[axis] if axis < len(position) else 0)
-        data = self._decode(record, entry, number)
-        return data.reshape(layout.chunk[len(position) :])
+        number, shape = _position(record, entry, t, rest)
+        return self._decode(record, entry, number).reshape(shape)
+
+    def borrowed(self, record: CommitRecord, name: str, t: int, *rest: int) -> np.ndarray:
+        """As `chunk`, for use before this thread reads again: an array that is not compressed is not copied."""
+        entry = record.shard(name)
+        number, shape = _position(record, entry, t, rest)
+        return self._decode(record, entry, number, borrow=True).reshape(shape)
+
+    def small(self, record: CommitRecord, name: str, t: int) -> np.ndarray:
+        """As `chunk` of a whole keyframe, read-only, and decoded once for all cameras: for lengths and targets."""
+        entry = record.shard(name)
+        key = entry.key, t
+        with self._lock:
+            known = self._small.get(key)
+        if known is None:
+            known = self.chunk(record, name, t)
+            known.setflags(write=False)
+            with self._lock:
+                self._small[key] = known
+                while len(self._small) > KEPT_SMALL:
+                    self._small.popitem(last=False)
+        return known
 
     def block(self, record: CommitRecord, name: str) -> np.ndarray:
         """All of a unit's part of an array, (frames, ...). Raises as `chunk`."""
@@ -231,11 +210,17 @@ class ChunkReader:
         return SceneTable(tokens=tuple(rest["tokens"]), tags=tuple(rest["tags"]), **arrays, **sizes)
 
     def _decode(
-        self, record: CommitRecord, entry: ShardEntry, number: int, shard: LocalShard | RemoteShard | None = None
+        self,
+        record: CommitRecord,
+        entry: ShardEntry,
+        number: int,
+        shard: LocalShard | RemoteShard | None = None,
+        *,
+        borrow: bool = False,
     ) -> np.ndarray:
         if shard is None:
             shard = self._open(record, entry)
-        offset, length = (int(n) for n in shard.index[number])
+        offset, length = shard.index[number].tolist()
         if offset == EMPTY or offset + length > entry.size:
             raise StoreDamage(f"{self._where(record, entry, number)} is not in the shard. {_REPAIR}")
         try:
@@ -243,7 +228,8 @@ class ChunkReader:
         except FileNotFoundError as error:
             raise self._gone(record, entry.key) from error
         try:
-            return decode_chunk(data, entry.layout.codec, np.dtype(entry.layout.dtype), entry.layout.chunk)
+            layout = entry.layout
+            return decode_chunk(data, layout.codec, np.dtype(layout.dtype), layout.chunk, borrow=borrow)
         except StoreDamage as error:
             raise StoreDamage(f"{self._where(record, entry, number)}: {error}. {_REPAIR}") from error
 
@@ -310,6 +296,20 @@ class ChunkReader:
         """The error for a missing file: damage, unless that is due to another commit. Raises StoreRebuilt."""
         self._check_current(record, key)
         return StoreDamage(f"{self.root / key}: this committed file is missing. {_REPAIR}")
+
+
+def _position(record: CommitRecord, entry: ShardEntry, t: int, rest: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Number of a chunk in its shard, and its shape without the axes that `t` and `rest` stand for. IndexError."""
+    layout = entry.layout
+    first, end = record.frames
+    if not first <= t < end or any(not 0 <= p < n for p, n in zip(rest, layout.shape[1:], strict=False)):
+        raise IndexError(f"array {layout.name!r} of unit {record.unit}: no position {(t, *rest)} in {layout.shape}")
+    number, at = t - first, 1 + len(rest)
+    for p, cells in zip(rest, layout.grid[1:], strict=False):
+        number = number * cells + p
+    for cells in layout.grid[at:]:
+        number *= cells
+    return number, layout.chunk[at:]
 
 
 def _stamp(path: Location) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ chunk as little-endian uint64, then a crc32c of the index. Every chunk ends in i
 flipped bits, raw bytes miss all.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,8 @@ _BLOSC_SIZE_AT = 4
 _BLOSC: dict[str, dict[str, Any]] = {
     "blosc-lz4-shuffle": {"cname": "lz4", "clevel": 5, "shuffle": "shuffle"},
     "blosc-lz4-bitshuffle": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"},
+    "blosc-zstd-shuffle": {"cname": "zstd", "clevel": 5, "shuffle": "shuffle"},
+    "blosc-zstd-bitshuffle": {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle"},
 }
 _SHUFFLE = {"shuffle": 1, "bitshuffle": 2}
 CODECS = ("raw", "zstd1", *_BLOSC)
@@ -56,8 +59,9 @@ def _checksum(data: bytes) -> bytes:
     return struct.pack("<I", google_crc32c.value(data))
 
 
-def _intact(data: bytes) -> bool:
-    return len(data) >= 4 and google_crc32c.value(data) == _RESIDUE
+def _intact(data: bytes | memoryview) -> bool:
+    # As an array: the library takes no memoryview.
+    return len(data) >= 4 and google_crc32c.value(np.frombuffer(data, np.uint8)) == _RESIDUE
 
 
 def encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
@@ -78,8 +82,45 @@ def encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
     return data + _checksum(data)
 
 
-def decode_chunk(data: bytes, codec: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _fill(out: np.ndarray, plain: bytes | memoryview) -> int:
+    """Copy bytes into an array that they fill; how many there are."""
+    if len(plain) == out.nbytes:
+        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(plain, np.uint8)
+    return len(plain)
+
+
+def _unpack_zstd(body: memoryview, out: np.ndarray) -> int:
+    """Decode a zstd frame into an array that its content fills, without a copy where it tells its size; that size."""
+    from numcodecs import zstd
+
+    size = _zstd_size(body)
+    if size is None:
+        return _fill(out, zstd.decompress(body))
+    if size == out.nbytes:
+        zstd.decompress(body, out)
+    return size
+
+
+def _zstd_size(frame: memoryview) -> int | None:
+    """Bytes that a zstd frame says it holds, None where it does not (RFC 8878, 3.1.1.1). Raises struct.error."""
+    (descriptor,) = struct.unpack_from("<B", frame, 4)
+    at = 5 + (0, 1, 2, 4)[descriptor & 3] + (not descriptor & 32)
+    kind = descriptor >> 6
+    if kind == 0 and not descriptor & 32:
+        return None
+    (size,) = struct.unpack_from(("<B", "<H", "<I", "<Q")[kind], frame, at)
+    return size + 256 if kind == 1 else size
+
+
+def decode_chunk(
+    data: bytes | memoryview, codec: str, dtype: np.dtype, shape: tuple[int, ...], *, borrow: bool = False
+) -> np.ndarray:
     """Check and decode one chunk into a new, writable array.
+
+    Args:
+        data: the chunk and its crc32c.
+        codec, dtype, shape: as it was encoded.
+        borrow: a raw chunk may be given back as a view of `data`.
 
     Raises:
         StoreDamage: the checksum does not fit, or the content does not fill the shape. The caller adds where.
@@ -87,7 +128,10 @@ def decode_chunk(data: bytes, codec: str, dtype: np.dtype, shape: tuple[int, ...
     if not _intact(data):
         raise StoreDamage("crc32c does not fit")
     body = memoryview(data)[:-4]
-    out = np.empty(shape, dtype.newbyteorder("<"))
+    dtype = dtype.newbyteorder("<")
+    if borrow and codec == "raw" and len(body) == math.prod(shape) * dtype.itemsize:
+        return np.frombuffer(body, dtype).reshape(shape)
+    out = np.empty(shape, dtype)
     try:
         if codec.startswith("blosc"):
             from numcodecs import blosc
@@ -95,15 +139,10 @@ def decode_chunk(data: bytes, codec: str, dtype: np.dtype, shape: tuple[int, ...
             size = struct.unpack_from("<I", body, _BLOSC_SIZE_AT)[0]
             if size == out.nbytes:
                 blosc.decompress(body, out)
+        elif codec == "zstd1":
+            size = _unpack_zstd(body, out)
         else:
-            plain = body
-            if codec == "zstd1":
-                from numcodecs import zstd
-
-                plain = memoryview(zstd.decompress(body))
-            size = len(plain)
-            if size == out.nbytes:
-                out.reshape(-1).view(np.uint8)[:] = np.frombuffer(plain, np.uint8)
+            size = _fill(out, body)
     except (RuntimeError, ValueError, struct.error) as error:
         raise StoreDamage(f"cannot decode {codec} chunk: {error}") from error
     if size != out.nbytes:

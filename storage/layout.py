@@ -4,13 +4,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from storage.codecs import zarr_codecs
 from storage.errors import StoreError
+from storage.profiles import PLAIN, profile
 from storage.schema import CUES, MASK_TABLE_ROWS, TRUTH, ArraySpec, SceneTable, StoreAttributes
 
 INIT = "init"
@@ -84,7 +86,7 @@ class ArrayLayout:
     codec: str
     fill: float = 0
 
-    @property
+    @cached_property
     def grid(self) -> tuple[int, ...]:
         """Chunks per axis of one shard."""
         return tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
@@ -132,15 +134,21 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
 def root_metadata(attributes: StoreAttributes) -> bytes:
     """The store's root zarr.json: its attributes and their digest."""
     plain = json.loads(encode_json(asdict(attributes)))
+    if plain["profile"] == PLAIN:  # as it was written before there were profiles, so that older programs read it
+        del plain["profile"]
     digest = hashlib.sha256(encode_json(plain)).hexdigest()
     return group_metadata({"occflow": plain, "occflow_sha256": digest})
 
 
-def cue_specs(kind: str) -> dict[str, tuple[ArraySpec, ...]]:
-    """The cues that a store of this kind may hold. Raises StoreError for an unknown kind."""
+def cue_specs(kind: str, profile_name: str = PLAIN) -> dict[str, tuple[ArraySpec, ...]]:
+    """The cues that a store of this kind and profile may hold. Raises StoreError for an unknown kind or profile."""
     if kind not in ("cues", "truth"):
         raise StoreError(f"store kind {kind!r} is unknown; expected 'cues' or 'truth'.")
-    return TRUTH if kind == "truth" else CUES
+    codecs = profile(profile_name).codecs
+    return {
+        cue: tuple(replace(spec, codec=codecs.get(spec.name, spec.codec)) for spec in specs)
+        for cue, specs in (TRUTH if kind == "truth" else CUES).items()
+    }
 
 
 def generation_path(scene: str, generation: int) -> str:

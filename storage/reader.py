@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int16, UInt8, UInt16
 
-from storage.chunks import ChunkReader, read_attributes
+from storage.attributes import read_attributes
+from storage.chunks import ChunkReader
 from storage.commit import CommitRecord
 from storage.errors import CueMissing, StoreDamage, StoreError
 from storage.layout import INIT, UnitId
@@ -54,19 +55,19 @@ class LidarCue:
     origin: Float32[np.ndarray, " 3"]
 
 
-def decode_jpeg(data: np.ndarray, where: str) -> UInt8[np.ndarray, "height width 3"]:
-    """RGB pixels of JPEG bytes (uint8, one axis). Raises StoreDamage naming `where`."""
+def decode_jpeg(data: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB pixels of JPEG bytes (uint8, one axis). Raises ValueError."""
     try:
         import cv2
     except ImportError:
-        return _decode_jpeg_pillow(data, where)
+        return _decode_jpeg_pillow(data)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise StoreDamage(f"{where}: the committed bytes are no image. Rebuild the unit with `occflow cues`.")
+        raise ValueError("OpenCV cannot decode them")
     return np.asarray(image, np.uint8)
 
 
-def _decode_jpeg_pillow(data: np.ndarray, where: str) -> UInt8[np.ndarray, "height width 3"]:
+def _decode_jpeg_pillow(data: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
     import io
 
     from PIL import Image, UnidentifiedImageError
@@ -75,8 +76,7 @@ def _decode_jpeg_pillow(data: np.ndarray, where: str) -> UInt8[np.ndarray, "heig
         with Image.open(io.BytesIO(data.tobytes())) as image:
             return np.array(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        message = f"{where}: the committed bytes are no image ({error}). Rebuild the unit with `occflow cues`."
-        raise StoreDamage(message) from error
+        raise ValueError(str(error)) from error
 
 
 class SceneReader:
@@ -91,6 +91,8 @@ class SceneReader:
         self._source = source
         self._attributes = attributes
         self._table: SceneTable | None = None
+        self._units: dict[tuple[str, int], UnitId] = {}
+        self._records: dict[UnitId, CommitRecord] = {}
         self._length = source.require(UnitId(INIT, name)).frames[1]
 
     @property
@@ -109,7 +111,10 @@ class SceneReader:
         """The unit that holds a cue at a keyframe. Raises IndexError outside the scene."""
         if not 0 <= t < self.length:
             raise IndexError(f"scene {self.name!r} has keyframes 0 to {self.length - 1}, not {t}")
-        return UnitId(cue, self.name, t // self._attributes.block_keyframes)
+        key = cue, t // self._attributes.block_keyframes
+        if key not in self._units:  # checking a name costs as much as all else that is done before a read
+            self._units[key] = UnitId(cue, self.name, key[1])
+        return self._units[key]
 
     def has(self, cue: str, t: int) -> bool:
         """Whether this cue is committed at this keyframe."""
@@ -117,7 +122,11 @@ class SceneReader:
 
     def record(self, cue: str, t: int) -> CommitRecord:
         """The commit record of the block: provenance, quality figures, notes. Raises CueMissing."""
-        return self._source.require(self.unit(cue, t))
+        unit = self.unit(cue, t)
+        found = self._records.get(unit)
+        if found is None:  # what the source has once found it keeps, and so may this
+            found = self._records[unit] = self._source.require(unit)
+        return found
 
     def prefetch(self, wanted: Iterable[tuple[str, int]]) -> None:
         """Fetch (cue, keyframe) for all cameras, in requests side by side; nothing to do on a disk.
@@ -150,35 +159,44 @@ class SceneReader:
         """Flow of slot `next`, `prev` or `aux`. Where there is no target frame all of it is invalid."""
         record = self.record(f"flow_{slot}", t)
         self.prefetch([(f"flow_{slot}", t)])
-        read = self._source.chunk
+        read, small = self._source.chunk, self._source.small
         return FlowCue(
             flow=read(record, f"flow/{slot}/flow", t, c),
             confidence=read(record, f"flow/{slot}/confidence", t, c),
-            target_frame=int(read(record, f"flow/{slot}/target_frame", t)[c]),
-            target_sweep=int(read(record, f"flow/{slot}/target_sweep", t)[c]),
+            target_frame=int(small(record, f"flow/{slot}/target_frame", t)[c]),
+            target_sweep=int(small(record, f"flow/{slot}/target_sweep", t)[c]),
         )
 
     def lidar(self, t: int) -> LidarCue:
         """LiDAR points of a keyframe; none where the sweep is missing."""
         record = self.record("lidar", t)
         self.prefetch([("lidar", t)])
-        read = self._source.chunk
-        count = int(read(record, "lidar/count", t))
+        read, small = self._source.chunk, self._source.small
+        count = int(small(record, "lidar/count", t))
         return LidarCue(
             points=read(record, "lidar/points", t)[:count],
             cameras=read(record, "lidar/cameras", t)[:count],
-            origin=read(record, "lidar/origin", t),
+            origin=small(record, "lidar/origin", t).copy(),
         )
 
     def _image(self, cue: str, array: str, lengths: str, t: int, *rest: int) -> UInt8[np.ndarray, "height width 3"]:
         record = self.record(cue, t)
-        self.prefetch([(cue, t)])
-        data = self._source.chunk(record, array, t, *rest)
-        length = int(self._source.chunk(record, lengths, t)[rest])
-        where = f"{self._source.root}: unit {record.unit}, keyframe {t}, {'slot, ' * (len(rest) - 1)}camera {rest}"
+        if self._source.remote:
+            self.prefetch([(cue, t)])
+        length = int(self._source.small(record, lengths, t)[rest])
+        data = self._source.borrowed(record, array, t, *rest)
+
+        def where() -> str:
+            return f"{self._source.root}: unit {record.unit}, keyframe {t}, {'slot, ' * (len(rest) - 1)}camera {rest}"
+
         if length == 0:
-            raise CueMissing(f"{where}: the data set has no such image. Ask the scene table's camera_valid before.")
-        return decode_jpeg(data[:length], where)
+            raise CueMissing(f"{where()}: the data set has no such image. Ask the scene table's camera_valid before.")
+        try:
+            return decode_jpeg(data[:length])
+        except ValueError as error:
+            raise StoreDamage(
+                f"{where()}: the committed bytes are no image ({error}). Rebuild the unit with `occflow cues`."
+            ) from error
 
 
 class StoreReader:

@@ -36,6 +36,8 @@ class StoreAttributes:
     occupancy_grid: Mapping[str, list[float]] | None = None
     """Truth stores: {"lower": [3], "upper": [3], "shape": [3]} in metres, ego frame (not nuScenes' only)."""
     occupancy_classes: tuple[str, ...] = ()
+    profile: str = "fast"
+    """Of storage.profiles: how arrays are coded, and what of their precision is kept."""
     schema_version: int = SCHEMA_VERSION
     provenance: Mapping[str, str] = field(default_factory=dict)
 

@@ -19,6 +19,19 @@ ROW = 8 << 20
 """Bytes up to which all chunks of a keyframe (its cameras') are read by one request, when one of them is wanted."""
 KEPT = 64 << 20
 """Bytes of such rows that a reader keeps: the cameras of a keyframe are read one after another."""
+LEAST_BUFFER = 1 << 20
+"""Bytes that a thread's memory for reading has from the beginning."""
+
+
+_scratch = threading.local()
+
+
+def _buffer(length: int) -> memoryview:
+    """Memory of this thread, the same at each call: new memory for every chunk costs as much as reading it."""
+    held: bytearray = getattr(_scratch, "held", bytearray())
+    if len(held) < length:
+        held = _scratch.held = bytearray(max(length, LEAST_BUFFER))
+    return memoryview(held)[:length]
 
 
 def _chunks(entry: ShardEntry) -> int:
@@ -46,9 +59,10 @@ class LocalShard:
         length = index_size(_chunks(entry))
         self.index = decode_index(os.pread(self._descriptor, length, entry.size - length))
 
-    def read(self, number: int, offset: int, length: int) -> bytes:
-        """The bytes of chunk `number`, which lie there."""
-        return os.pread(self._descriptor, length, offset)
+    def read(self, number: int, offset: int, length: int) -> memoryview:
+        """The bytes of chunk `number`, which lie there; valid until this thread reads again."""
+        view = _buffer(length)
+        return view[: os.preadv(self._descriptor, [view], offset)]
 
 
 class RowCache:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.chunks import read_attributes
+from storage.attributes import read_attributes
 from storage.index import Summaries, UnitSummary, read_summaries
 from storage.journal import RunLog, read_runs
 from storage.layout import INIT, UnitId, blocks, cue_specs

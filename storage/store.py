@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from storage import files
+from storage.attributes import read_attributes
 from storage.backend import Batch, ObjectBackend, backend
-from storage.chunks import ChunkReader, read_attributes
+from storage.chunks import ChunkReader
 from storage.claims import StartOver, check_conditions, collect_bucket_scene, discard_from_bucket, scene_generations
 from storage.collect import collect_scene
 from storage.commit import CommitRecord, Provenance, as_read, commit_path, read_record, record_units
@@ -34,6 +35,7 @@ from storage.layout import (
     table_layout,
 )
 from storage.location import Location, ObjectPath, as_location
+from storage.profiles import reduced
 from storage.schema import SceneTable, StoreAttributes
 from storage.tables import check_attributes, check_table, init_digest, table_metadata
 from storage.work import Turn, decodable, scene_lock, sweep, sweep_unit, turn, unit_lock, writing
@@ -56,7 +58,7 @@ class CueStore:
     def __init__(self, path: Location, attributes: StoreAttributes) -> None:
         self.path = path
         self.attributes = attributes
-        self._specs = cue_specs(attributes.kind)
+        self._specs = cue_specs(attributes.kind, attributes.profile)
 
     @classmethod
     def create(cls, path: str | Path | ObjectPath, attributes: StoreAttributes) -> "CueStore":
@@ -186,7 +188,8 @@ class CueStore:
         Args:
             unit: cue, scene and block; the scene's init unit must be committed.
             arrays: by the names of the cue's specs, first axis = keyframes of the block. Ragged axes (image bytes,
-                LiDAR points, mask rows) may be shorter than the scene's maximum.
+                LiDAR points, mask rows) may be shorter than the scene's maximum. Of their precision the store keeps
+                what its profile says.
             provenance: where the data comes from; `fingerprint` decides about rebuilding.
 
         Raises:
@@ -198,6 +201,7 @@ class CueStore:
         with scene_lock(self.path, unit.scene):
             init = self._init(unit.scene)
             frames = self._check(unit, arrays, init)
+            kept = reduced(arrays, self.attributes.profile)
 
             def write(mine: Turn) -> CommitRecord:
                 found = mine.found
@@ -208,7 +212,7 @@ class CueStore:
                     first = found.generation + 1
                 generation = mine.reserve(first)
                 layouts = self._layouts(unit.cue, init.sizes, generation_path(unit.scene, generation))
-                shards = tuple(write_shard(arrays[layout.name], layout, unit.block, mine.batch) for layout in layouts)
+                shards = tuple(write_shard(kept[layout.name], layout, unit.block, mine.batch) for layout in layouts)
                 metadata = _write_metadata(mine.batch, layouts)
                 mine.batch.land()
                 span = (frames.start, frames.stop)

@@ -15,7 +15,7 @@ MASK_BITS = 8
 
 def check_attributes(root: Location, attributes: StoreAttributes) -> None:
     """Raise StoreError for attributes that no store can be made with."""
-    cue_specs(attributes.kind)
+    cue_specs(attributes.kind, attributes.profile)
     (H, W), (h, w) = attributes.network_size, attributes.render_size
     problems = []
     if min(H, W, h, w) < 1 or H % h or W % w or H // h != W // w:
@@ -71,7 +71,7 @@ def init_digest(scene: str, table: SceneTable, attributes: StoreAttributes) -> s
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     sizes = axis_sizes(attributes, table)
-    for specs in cue_specs(attributes.kind).values():
+    for specs in cue_specs(attributes.kind, attributes.profile).values():
         for spec in specs:
             layout = cue_layout(spec, sizes, attributes.block_keyframes, generation_path(scene, 0))
             digest.update(layout.metadata())

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from storage.chunks import ChunkReader, read_attributes
+from storage.attributes import read_attributes
+from storage.chunks import ChunkReader
 from storage.errors import StoreError
 from storage.layout import INIT, UnitId
 from storage.location import Location, ObjectPath, as_location

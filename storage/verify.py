@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import files
+from storage.attributes import parse_attributes, read_attributes
 from storage.backend import LocalBackend, ObjectBackend, backend
-from storage.chunks import ChunkReader, parse_attributes, read_attributes
+from storage.chunks import ChunkReader
 from storage.claims import unnamed
 from storage.collect import referenced
 from storage.commit import CommitRecord, read_record
@@ -186,7 +187,7 @@ def _busy(root: Path, scene: str) -> bool:
 
 def _orphans(root: Location, attributes: StoreAttributes | None) -> Iterator[Finding]:
     place = backend(root)
-    specs = cue_specs(attributes.kind) if attributes is not None else {}
+    specs = cue_specs(attributes.kind, attributes.profile) if attributes is not None else {}
     for scene in place.children("scenes")[0]:
         # A record of another version names files in a way that is not known here.
         with contextlib.suppress(SchemaVersionError):
@@ -281,7 +282,7 @@ def _restore_metadata(store: CueStore, record: CommitRecord, key: str) -> bool:
     if record.unit.cue == INIT:
         folder = generation_path(record.unit.scene, record.generation)
         step = store.attributes.block_keyframes
-        specs = [spec for cue in cue_specs(store.attributes.kind).values() for spec in cue]
+        specs = [spec for cue in cue_specs(store.attributes.kind, store.attributes.profile).values() for spec in cue]
         layouts += [cue_layout(spec, record.sizes, step, folder) for spec in specs]
     arrays = {f"{layout.path}/zarr.json": layout.metadata() for layout in layouts}
     content = arrays.get(key, group_metadata())

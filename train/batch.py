@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int16, UInt8
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from model.fields import FrameInput
+from train.handover import Form, Parcel, Shelf, Slot, shared_memory
 
 
 class _Tensors:
@@ -87,13 +89,54 @@ class Batch(_Tensors):
 
 
 def collate(samples: Sequence[Any]) -> Any:
+    """Samples stacked along a new first axis; in a loader's worker as a parcel, which arrives as the same batch."""
+    return stack(samples) if get_worker_info() is None else pack(samples)
+
+
+def stack(samples: Sequence[Any]) -> Any:
     """Samples stacked along a new first axis."""
     first = samples[0]
     if isinstance(first, Tensor):
         return torch.stack(list(samples))
     if isinstance(first, FrameInput):
-        return FrameInput(*(collate(parts) for parts in zip(*samples, strict=True)))
+        return FrameInput(*(stack(parts) for parts in zip(*samples, strict=True)))
     if isinstance(first, _Tensors):
-        parts = {f.name: collate([getattr(s, f.name) for s in samples]) for f in dataclasses.fields(first)}  # type: ignore[arg-type]
+        parts = {f.name: stack([getattr(s, f.name) for s in samples]) for f in dataclasses.fields(first)}  # type: ignore[arg-type]
         return type(first)(**parts)
     return first
+
+
+def pack(samples: Sequence[Any]) -> Parcel:
+    """As `stack`, in shared memory; what it pickles to is the batch, whose tensors lie there."""
+    shelf = Shelf()
+    form = _form(samples[0], shelf, len(samples))
+    memory = shared_memory(shelf.size)
+    _fill(form, samples, memory)
+    return Parcel(memory, form, unpack)
+
+
+def unpack(memory: Tensor, form: Any) -> Any:
+    """The batch that a parcel holds."""
+    if isinstance(form, Slot):
+        return form.view(memory)
+    if isinstance(form, Form):
+        return form.kind(**{name: unpack(memory, part) for name, part in form.parts.items()})
+    return form
+
+
+def _form(value: Any, shelf: Shelf, count: int) -> Any:
+    """A sample with a slot for `count` of each tensor, and a Form for each object that has fields."""
+    if isinstance(value, Tensor):
+        return shelf.place(value.dtype, (count, *value.shape))
+    names: tuple[str, ...] = value._fields if isinstance(value, FrameInput) else ()
+    if isinstance(value, _Tensors):
+        names = tuple(f.name for f in dataclasses.fields(value))  # type: ignore[arg-type]
+    return Form(type(value), {n: _form(getattr(value, n), shelf, count) for n in names}) if names else value
+
+
+def _fill(form: Any, samples: Sequence[Any], memory: Tensor) -> None:
+    if isinstance(form, Slot):
+        torch.stack(list(samples), out=form.view(memory))
+    elif isinstance(form, Form):
+        for name, part in form.parts.items():
+            _fill(part, [getattr(sample, name) for sample in samples], memory)

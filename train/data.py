@@ -13,7 +13,7 @@ from storage.reader import StoreReader
 from storage.schema import StoreAttributes
 from train.batch import Batch, FlowTarget, View, collate
 from train.config import TrainConfig
-from train.frames import ByteCache, CachedScene, render_factor
+from train.frames import ByteCache, CachedScene, average_blocks, render_factor
 from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
 from train.sampler import StepSampler
 from train.selection import Exclusion, needed_cues
@@ -30,7 +30,7 @@ class KeyframeDataset(Dataset[Batch]):
         self._cues = needed_cues(config, stage)
         self._cache_bytes = cache_bytes
         self._grid = config.model.grid.build()
-        self._excluded = Exclusion(config.data.exclude)
+        self._excluded = Exclusion(config.data.held_out)
         self._reader: StoreReader | None = None
         self._scenes: dict[str, CachedScene] = {}
 
@@ -59,7 +59,7 @@ class KeyframeDataset(Dataset[Batch]):
         queue = scene.queue(t, self.config.model.fusion.history + 1)
         valid = queue["camera_valid"][-1]
         points, there, origin = self._lidar(scene, t, rng)
-        images = self._stack(valid, lambda c: scene.render_image(t, c))
+        images = torch.from_numpy(average_blocks(queue["images"][-1], self._factor))
         next_cue = self._flow(scene, "next", t, valid) if "flow_next" in self._cues else None
         back_slot = self.config.data.backward_cue
         return Batch(

@@ -3,12 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int16, UInt8
 
 from storage.errors import CueMissing, StoreError
-from storage.queue import queue_arrays
+from storage.queue import put_planes, queue_arrays
 from storage.reader import SceneReader, StoreReader
 from storage.schema import INVALID_FLOW, MASK_TABLE_FIELDS, SceneTable
 
@@ -51,6 +52,29 @@ class StoredFlow:
     target_sweep: int
 
 
+def _planes(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "3 height width"]:
+    out = np.empty((3, *image.shape[:2]), np.uint8)
+    put_planes(image, out)
+    return out
+
+
+def average_blocks(image: UInt8[np.ndarray, "*any H W"], factor: int) -> UInt8[np.ndarray, "*any h w"]:
+    """Mean of `factor` x `factor` pixels, rounded to the nearest whole number, halves to the even one."""
+    if factor == 1:
+        return image.copy()
+    count = factor * factor
+    rows = image[..., ::factor, :].astype(np.uint32 if count > 256 else np.uint16)
+    for k in range(1, factor):
+        rows += image[..., k::factor, :]
+    total: Any = rows[..., ::factor].copy()
+    for k in range(1, factor):
+        total += rows[..., k::factor]
+    if factor == 2:  # the common case, without a division: a half (2 of 4) goes up where the quotient is odd
+        return ((total + 1 + ((total >> 2) & 1)) >> 2).astype(np.uint8)
+    quotient, rest = np.divmod(total.astype(np.uint32), count)
+    return (quotient + ((2 * rest > count) | ((2 * rest == count) & (quotient % 2 == 1)))).astype(np.uint8)
+
+
 class CachedScene:
     """One scene's decoded frames. `t` keyframe, `c` camera, `p` sweep slot, as in the store."""
 
@@ -73,15 +97,9 @@ class CachedScene:
 
     def render_image(self, t: int, c: int) -> UInt8[np.ndarray, "3 h w"]:
         """Keyframe image at render size: network pixels averaged."""
-        f = self._factor
 
         def make() -> tuple[np.ndarray, ...]:
-            image = self._scene.image(t, c)
-            if f > 1:
-                height, width, _ = image.shape
-                blocks = image.reshape(height // f, f, width // f, f, 3).mean(axis=(1, 3), dtype=np.float32)
-                image = np.round(blocks).astype(np.uint8)
-            return (np.ascontiguousarray(image.transpose(2, 0, 1)),)
+            return (average_blocks(_planes(self._scene.image(t, c)), self._factor),)
 
         return self._cache.get((self.name, "render", t, c), make)[0]
 
@@ -89,7 +107,7 @@ class CachedScene:
         """Sweep image at render size."""
 
         def make() -> tuple[np.ndarray, ...]:
-            return (np.ascontiguousarray(self._scene.sweep_image(t, p, c).transpose(2, 0, 1)),)
+            return (_planes(self._scene.sweep_image(t, p, c)),)
 
         return self._cache.get((self.name, "sweep", t, p, c), make)[0]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import ConfigError, load_config, preset_names
+from pipelines.config import ConfigError, CuesConfig, json_digest, load_config, preset_names
 from pipelines.cues.images import ImagesCue
 from pipelines.cues.lidar import LidarCue
 from pipelines.workbench import Workbench
@@ -50,11 +50,31 @@ def test_overrides_and_none(tmp_path: Path) -> None:
     assert config.store == Path("a.zarr")
 
 
+def test_a_profile_brings_its_jpeg_quality(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    plain = load_config(path)
+    assert (plain.profile, plain.jpeg_quality) == ("fast", 90)
+    assert load_config(path, {"profile": "small"}).jpeg_quality == 75
+    own = load_config(path, {"profile": "small", "jpeg_quality": 85})
+    assert own.jpeg_quality == 85
+    assert CuesConfig.model_validate(own.model_dump()) == own
+
+
+def test_the_default_profile_leaves_digests_as_they_were(tmp_path: Path) -> None:
+    """Stores made before there were profiles stay current."""
+    path = written(tmp_path, GOOD)
+    sizes = {"network": [64, 176], "render": [32, 88], "keep": "bottom"}
+    before = json_digest([{"sizes": sizes, "jpeg_quality": 90, "block_keyframes": 40}, "part"])
+    assert load_config(path).digest("part") == before
+    assert load_config(path, {"profile": "small", "jpeg_quality": 90}).digest("part") != before
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (("store:", "stroe: b.zarr\nstore:"), ["'stroe'", "'b.zarr'", "did you mean 'store'"]),
         (("kind:", "knd: x, kind:"), ["'dataset.knd'", "'x'", "did you mean 'kind'"]),
+        (("store:", "profile: tiny\nstore:"), ["profile", "'tiny'", "'fast' or 'small'"]),
         (("[images, lidar]", "[images, lidr]"), ["cues", "unknown cue 'lidr'", "did you mean 'lidar'"]),
         (("[images, lidar]", "{flow_aux: {backend: diss}}"), ["'diss'", "did you mean 'dis'"]),
         (("[images, lidar]", "{lidar: {min_rnge: 2}}"), ["'min_rnge'", "value 2", "did you mean 'min_range'"]),
@@ -77,7 +97,7 @@ def test_faults_name_key_value_and_remedy(tmp_path: Path, change: tuple[str, str
 
 
 def test_what_is_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="presets are demo"):
+    with pytest.raises(ConfigError, match=r"presets are .*demo, demo_camera_only"):
         load_config("nuscene")
     with pytest.raises(ConfigError, match="not a YAML file"):
         load_config(written(tmp_path, "a: [1"))

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 import pipelines.estimate
-from pipelines.config import CuesConfig
+from pipelines.config import CuesConfig, load_config
 from pipelines.console import show_dry_run
 from pipelines.cues.flow_dis import DisFlowCue
-from pipelines.estimate import Estimate, check_space, estimate
+from pipelines.estimate import Estimate, check_space, estimate, projection
 from pipelines.extract import extract_log
 from pipelines.plan import plan
 from storage.errors import StoreError
@@ -30,10 +30,55 @@ def test_built_in_rates_by_hand(cues_config: Build) -> None:
     assert set(rows) == {"images", "sweeps", "lidar", "flow_next"}
     images = rows["images"]
     assert (images.units, images.keyframes, images.source) == (4, 8, "built-in")
-    assert images.bytes == pytest.approx(8 * 0.26e6 * 32 * 96 / 1e6)
-    assert rows["lidar"].bytes == pytest.approx(8 * 0.5e6)
+    assert images.bytes == pytest.approx(8 * 0.28e6 * 32 * 96 / 1e6)
+    assert rows["lidar"].bytes == pytest.approx(8 * 1.55e6)  # KITTI's scanner has four times nuScenes' points
     assert rows["flow_next"].seconds == pytest.approx(8 * 5.0 * 16 * 48 / 1e6)
     assert not config.store.exists()
+
+
+def test_a_profile_has_its_own_rates(cues_config: Build) -> None:
+    rows = by_cue(cues_config(profile="small"))
+    assert rows["images"].bytes == pytest.approx(8 * 0.103e6 * 32 * 96 / 1e6)
+    assert rows["flow_next"].bytes == pytest.approx(8 * 0.8e6 * 16 * 48 / 1e6)
+
+
+def test_all_of_nuscenes_by_hand() -> None:
+    found = projection(load_config("nuscenes"))
+    assert found is not None
+    whole, profiles = found
+    assert (whole.keyframes, whole.cameras) == (34_149, 6)
+    small = profiles["small"]
+    assert small["images"] == pytest.approx(34_149 * 6 * 0.103e6 * 512 * 1408 / 1e6)
+    assert small["sweeps"] == pytest.approx((34_149 - 850) * 5 * 6 * 0.134e6 * 256 * 704 / 1e6)
+    assert small["lidar"] == pytest.approx(34_149 * 0.15e6)
+    assert sum(small.values()) < 110e9 < sum(profiles["fast"].values())
+
+
+def test_a_log_of_unknown_extent_has_no_projection(cues_config: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines.estimate, "WHOLE", {})
+    console = Console(record=True, width=120)
+    show_dry_run(cues_config(), None, None, console)
+    assert "all of" not in console.export_text()
+
+
+def test_a_dry_run_shows_the_projection(cues_config: Build) -> None:
+    console = Console(record=True, width=120)
+    show_dry_run(cues_config(), None, None, console)
+    text = console.export_text()
+    assert "all of SemanticKITTI sequences 00 to 10 (23,201 keyframes, 1 camera), GB by profile:" in text
+    assert "fast" in text
+    assert "small" in text
+
+
+def test_a_small_store_is_made_and_kept_small(cues_config: Build) -> None:
+    """The profile reaches the store, its units stay current, and another profile is refused rather than mixed in."""
+    config = cues_config(profile="small")
+    extract_log(config, scenes=["00"])
+    assert CueStore.open(config.store).attributes.profile == "small"
+    assert by_cue(config)["images"].units == 2
+    assert not [item for item in plan(config, scenes=["00"]).work if item.state != "current"]
+    with pytest.raises(StoreError, match=r"profile: 'small' there, 'fast' asked for"):
+        plan(cues_config())
 
 
 def test_rates_of_the_store_itself(cues_config: Build) -> None:

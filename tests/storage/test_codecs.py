@@ -181,3 +181,46 @@ def test_big_endian_input_is_stored_little_endian() -> None:
 def test_unknown_codec_is_named() -> None:
     with pytest.raises(ValueError, match=r"unknown codec 'lzma'; expected one of raw, zstd1"):
         encode_chunk(np.zeros(3), "lzma")
+
+
+def zstd_frame(content: bytes, descriptor: int, header: bytes) -> bytes:
+    """A zstd frame by hand (RFC 8878): magic, descriptor, the rest of the header, one raw block."""
+    block = (len(content) << 3 | 1).to_bytes(3, "little")
+    return b"\x28\xb5\x2f\xfd" + bytes([descriptor]) + header + block + content
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "header", "length"),
+    [
+        (0b0010_0000, bytes([60]), 60),  # one segment, size in a byte
+        (0b0110_0000, (300 - 256).to_bytes(2, "little"), 300),  # in two bytes, less 256
+        (0b1010_0000, (300).to_bytes(4, "little"), 300),
+        (0b1110_0000, (300).to_bytes(8, "little"), 300),
+        (0b1000_0000, b"\x50" + (300).to_bytes(4, "little"), 300),  # a window before it
+        (0b0000_0000, b"\x50", 300),  # a window, and no size
+    ],
+)
+def test_zstd_frames_however_they_tell_their_size(descriptor: int, header: bytes, length: int) -> None:
+    content = np.arange(length, dtype=np.uint64).astype(np.uint8)
+    frame = zstd_frame(content.tobytes(), descriptor, header)
+    data = frame + google_crc32c.value(frame).to_bytes(4, "little")
+    np.testing.assert_array_equal(decode_chunk(data, "zstd1", content.dtype, (length,)), content)
+    with pytest.raises(StoreDamage, match=f"it holds {length} bytes, {length - 1} were expected"):
+        decode_chunk(data, "zstd1", content.dtype, (length - 1,))
+
+
+def test_a_frame_that_lies_about_its_size_is_noticed() -> None:
+    frame = zstd_frame(bytes(59), 0b0010_0000, bytes([60]))
+    data = frame + google_crc32c.value(frame).to_bytes(4, "little")
+    with pytest.raises(StoreDamage, match="cannot decode zstd1 chunk"):
+        decode_chunk(data, "zstd1", np.dtype(np.uint8), (60,))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_only_raw_chunks_are_borrowed(codec: str) -> None:
+    array = np.arange(60, dtype=np.int32).reshape(6, 10)
+    data = bytearray(encode_chunk(array, codec))
+    found = decode_chunk(memoryview(data), codec, array.dtype, array.shape, borrow=True)
+    np.testing.assert_array_equal(found, array)
+    data[:-4] = bytes(len(data) - 4)
+    np.testing.assert_array_equal(found, array * (codec != "raw"))

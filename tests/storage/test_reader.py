@@ -265,3 +265,41 @@ def test_a_store_of_truth_is_refused(tmp_path: Path, tiny: SimpleNamespace) -> N
     CueStore.create(tmp_path / "store.truth.zarr", tiny.attributes(kind="truth"))
     with pytest.raises(StoreError, match=r"holds 'truth'.*reads 'cues' only"):
         StoreReader(tmp_path / "store.truth.zarr")
+
+
+def test_images_stay_what_they_are_while_others_are_read(picture_store: CueStore) -> None:
+    """Chunks are read into memory that the next read of the thread uses again."""
+    scene = StoreReader(picture_store.path).scene("a")
+    places = [(0, 0), (0, 1), (1, 0)]
+    expected = {place: pixels(jpeg(10 * place[0] + place[1], (8, 12))).astype(int) for place in places}
+    kept = [(place, scene.image(*place)) for place in places * 20]
+    with ThreadPoolExecutor(4) as pool:
+        kept += zip(places * 50, pool.map(lambda place: scene.image(*place), places * 50), strict=True)
+    for place, image in kept:
+        assert np.abs(image - expected[place]).max() <= 2
+
+
+def test_raw_arrays_are_copies(picture_store: CueStore) -> None:
+    source = chunks.ChunkReader(picture_store.path)
+    record = source.require(UnitId("images", "a"))
+    first = source.chunk(record, "images", 0, 0)
+    before = first.copy()
+    source.chunk(record, "images", 1, 0)
+    np.testing.assert_array_equal(first, before)
+    first[:] = 0
+    np.testing.assert_array_equal(source.chunk(record, "images", 0, 0), before)
+
+
+def test_lengths_and_targets_are_kept_read_only_and_bounded(
+    picture_store: CueStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "KEPT_SMALL", 1)
+    source = chunks.ChunkReader(picture_store.path)
+    record = source.require(UnitId("images", "a"))
+    first = source.small(record, "images_length", 0)
+    np.testing.assert_array_equal(first, source.chunk(record, "images_length", 0))
+    assert source.small(record, "images_length", 0) is first
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 0
+    np.testing.assert_array_equal(source.small(record, "images_length", 1), source.chunk(record, "images_length", 1))
+    assert source.small(record, "images_length", 0) is not first

@@ -1,0 +1,48 @@
+"""The root attributes of a store, as they are read."""
+
+import hashlib
+import json
+from dataclasses import fields
+
+from storage.backend import backend
+from storage.commit import schema_error
+from storage.errors import StoreDamage, StoreError
+from storage.layout import SPARE_ROOT, encode_json
+from storage.location import Location
+from storage.schema import SCHEMA_VERSION, StoreAttributes
+
+_REPAIR = "Run `occflow verify --repair` on the store, then `occflow cues` again to rebuild the unit."
+
+
+def read_attributes(root: Location) -> StoreAttributes:
+    """Root attributes of a store.
+
+    Raises:
+        StoreError: there is no store at this path.
+        SchemaVersionError: it has another schema version.
+        StoreDamage: its root zarr.json was changed.
+    """
+    path, place = root / "zarr.json", backend(root)
+    try:
+        raw = place.get("zarr.json")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if place.exists(SPARE_ROOT):
+            raise StoreDamage(f"{path}: missing. Run `occflow verify --repair`: it restores it from a copy.") from error
+        raise StoreError(f"{root}: no cue store here (no zarr.json). Check the path, or run `occflow cues`.") from error
+    return parse_attributes(raw, path)
+
+
+def parse_attributes(raw: bytes, path: Location) -> StoreAttributes:
+    """Attributes from the content of a root zarr.json. Raises SchemaVersionError, StoreDamage."""
+    try:
+        attributes = json.loads(raw)["attributes"]
+        content, digest = attributes["occflow"], attributes["occflow_sha256"]
+        version = content["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreDamage(f"{path}: not the root of a cue store, or damaged ({error!r}). {_REPAIR}") from error
+    if version != SCHEMA_VERSION:
+        raise schema_error(path, version)
+    if hashlib.sha256(encode_json(content)).hexdigest() != digest:
+        raise StoreDamage(f"{path}: the store's attributes were changed after they were written. {_REPAIR}")
+    tuples = {f.name: tuple(content[f.name]) for f in fields(StoreAttributes) if isinstance(content.get(f.name), list)}
+    return StoreAttributes(**{**content, **tuples})
