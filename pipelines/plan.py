@@ -72,6 +72,10 @@ def plan(
     """
     bench = workbench(config, fresh)
     wanted = _with_upstream(bench, cues)
+    for cue in wanted:
+        if cue != "truth":
+            # Weights that are missing or damaged are told before any unit starts.
+            bench.extractors[cue].config_digest()
     work: list[Work] = []
     skipped: dict[str, str] = {}
     for name in bench.scene_names(None if scenes is None else tuple(scenes)):

@@ -1,0 +1,167 @@
+"""The original packages, for holders of the original .pth files: `segment-anything` and `groundingdino`.
+
+Both import torchvision. Their networks are used, not their preprocessing; files are read as weights only.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from pipelines.cues.grounded_sam.detection import DetectionRule, TokenScores, read_boxes
+from pipelines.cues.grounded_sam.pixels import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    chunks,
+    edge_limited,
+    longest_edge,
+    normalised,
+    resized,
+    stack_images,
+)
+from pipelines.cues.grounded_sam.prompts import Prompts, captions
+from pipelines.cues.grounded_sam.records import Detections, Image
+from pipelines.cues.grounded_sam.runtime import Runtime
+from pipelines.cues.grounded_sam.sam import BoxSegmenter
+from pipelines.weights import WeightsError, load_checkpoint
+
+SAM_BY_WIDTH = {1280: "vit_h", 1024: "vit_l", 768: "vit_b"}
+"""Channels of the image encoder to the name of the model."""
+DINO_BY_WIDTH = {96: "GroundingDINO_SwinT_OGC", 128: "GroundingDINO_SwinB_cfg"}
+"""Channels of the first stage to the configuration in the package."""
+
+
+def package(name: str, install: str) -> Any:
+    """A user-installed package. WeightsError that says how to install it, or what it lacks itself."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == name.partition(".")[0]:
+            raise WeightsError(f"this backend needs the package {name.partition('.')[0]}: {install}") from None
+        raise WeightsError(f"the package {name} is here, but needs {error.name}, which is not: install it") from None
+    except (ImportError, RuntimeError) as error:
+        # torchvision of another build than torch fails so, deep inside.
+        raise WeightsError(f"the package {name} is here, but cannot be imported: {error}") from None
+
+
+class OriginalSam:
+    """A PromptableModel of the package segment-anything."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+        self.side = int(net.image_encoder.img_size)
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """See PromptableModel."""
+        return longest_edge(size, self.side)
+
+    def encode(self, pixels: Float[torch.Tensor, "n 3 side side"]) -> list[Any]:
+        """See PromptableModel."""
+        return list(self.net.image_encoder(pixels).float().split(1))
+
+    def decode(
+        self, embedding: Any, boxes: Float[torch.Tensor, "n 4"]
+    ) -> tuple[Float[torch.Tensor, "n h w"], Float[torch.Tensor, " n"]]:
+        """See PromptableModel."""
+        sparse, dense = self.net.prompt_encoder(points=None, boxes=boxes, masks=None)
+        logits, quality = self.net.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=self.net.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
+        return logits[:, 0], quality[:, 0]
+
+
+def sam_from_checkpoint(file: Path, runtime: Runtime) -> BoxSegmenter:
+    """SAM from sam_vit_{h,l,b}_*.pth; which of them, the file itself tells. Raises WeightsError."""
+    module = package("segment_anything", "pip install segment-anything torchvision")
+    state = load_checkpoint(file)
+    place = state.get("image_encoder.pos_embed")
+    width = int(place.shape[-1]) if place is not None else 0
+    if width not in SAM_BY_WIDTH:
+        raise WeightsError(f"{file}: not a checkpoint of segment-anything (its encoder has {width} channels)")
+    net = module.sam_model_registry[SAM_BY_WIDTH[width]](checkpoint=None)
+    _load(net, state, file)
+    return BoxSegmenter(OriginalSam(net.to(runtime.torch_device).eval()), runtime, IMAGENET_MEAN, IMAGENET_STD)
+
+
+class OriginalGroundingDino:
+    """A Detector of the package groundingdino. `text_encoder` is a folder of bert-base-uncased."""
+
+    def __init__(
+        self,
+        file: Path,
+        text_encoder: Path,
+        prompts: Prompts,
+        least: Float[np.ndarray, " prompts"],
+        rule: DetectionRule,
+        runtime: Runtime,
+    ) -> None:
+        """Loads the model. Raises WeightsError; ValueError for a caption that does not fit in."""
+        self.least, self.rule, self.runtime = least, rule, runtime
+        self.device = runtime.torch_device
+        self.model = _build_dino(file, text_encoder, str(self.device))
+        self.captions = captions(prompts, rule.joint)
+        self.words = []
+        for caption in self.captions:
+            offsets = self.model.tokenizer(caption.text, return_offsets_mapping=True)["offset_mapping"]
+            self.words.append(caption.word_tokens([(int(a), int(b)) for a, b in offsets[: self.model.max_text_len]]))
+        self.edges = (rule.shortest or 800, rule.longest or 1333)
+
+    def __call__(self, images: Sequence[Image]) -> list[Detections]:
+        """See Detector."""
+        found = []
+        for batch in chunks(images, self.runtime.images):
+            pixels = stack_images(batch, self.device)
+            size = (pixels.shape[-2], pixels.shape[-1])
+            pixels = normalised(resized(pixels, edge_limited(size, *self.edges)), IMAGENET_MEAN, IMAGENET_STD)
+            parts = [self._answers(k, pixels, size) for k in range(len(self.captions))]
+            found += [Detections.join(answers) for answers in zip(*parts, strict=True)]
+        return found
+
+    def _answers(self, k: int, pixels: torch.Tensor, size: tuple[int, int]) -> list[Detections]:
+        with self.runtime.networks():
+            out = self.model(pixels, captions=[self.captions[k].text] * len(pixels))
+        scores = out["pred_logits"].float().sigmoid().cpu().numpy()
+        boxes = out["pred_boxes"].float().cpu().numpy()
+        return [
+            read_boxes(TokenScores(s, b), self.captions[k], self.words[k], self.least, self.rule, size)
+            for s, b in zip(scores, boxes, strict=True)
+        ]
+
+
+def _build_dino(file: Path, text_encoder: Path, device: str) -> Any:
+    hint = "pip install groundingdino-py 'transformers<5' torchvision, in an environment of its own"
+    models = package("groundingdino.models", hint)
+    read_config = package("groundingdino.util.slconfig", hint).SLConfig.fromfile
+    state = load_checkpoint(file)
+    state = {key.removeprefix("module."): value for key, value in state.get("model", state).items()}
+    first = state.get("backbone.0.patch_embed.proj.weight")
+    width = int(first.shape[0]) if first is not None else 0
+    if width not in DINO_BY_WIDTH:
+        raise WeightsError(f"{file}: not a checkpoint of groundingdino (its first stage has {width} channels)")
+    settings = read_config(str(Path(models.__file__).parents[1] / "config" / f"{DINO_BY_WIDTH[width]}.py"))
+    settings.device = device
+    # The package would fetch this by its name; a folder keeps it from the network.
+    settings.text_encoder_type = str(text_encoder)
+    net = models.build_model(settings)
+    _load(net, state, file)
+    return net.to(device).eval()
+
+
+def _load(net: Any, state: dict[str, Any], file: Path) -> None:
+    """Weights into a network; buffers that only one of them has are let go."""
+    try:
+        told = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{file}: does not fit the network: {str(error).strip()[:300]}") from None
+    parameters = {name for name, _ in net.named_parameters()}
+    missing = [key for key in told.missing_keys if key in parameters]
+    if missing:
+        raise WeightsError(f"{file}: lacks {len(missing)} weights of the network ({', '.join(missing[:3])}, ...)")
