@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 import occflow_store
+import occflow_weights
 from occflow_shell import names, out, overrides, say, verb
 
 # Threads that spin while they wait take the core that others need: on a busy machine a training step was seen to take
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(occflow_store.app, name="store")
+app.add_typer(occflow_weights.app, name="weights")
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=c (repeatable).")]
 ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
@@ -253,6 +255,32 @@ def predict(
                 draw_prediction(predictor, scene, path.parent)
     say(f"{count} keyframes, occupied where sdf <= {predictor.threshold:g} m -> {folder}")
     say(f"next: occflow eval {checkpoint} {store}")
+
+
+@app.command()
+@verb
+def adapt(
+    config: Annotated[str, typer.Argument(help="A YAML file, or a preset, as for `occflow cues`: which log.")],
+    weights: Annotated[str, typer.Option(help="Where to start: a file, or a name of `occflow weights list`.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder of pairs, states and the result.")],
+    root: Annotated[Path | None, typer.Option(help="Overrides dataset.root.")] = None,
+    scenes: ScenesOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting: steps=500 (repeatable).")] = None,
+) -> None:
+    """Fine-tune UniMatch on a log without labels."""
+    from pipelines.config import load_config
+
+    settings = load_config(config, {"dataset.root": root})
+    from pipelines.adapt.run import fine_tune  # seconds of imports, after a mistyped key is told
+
+    done = fine_tune(settings, weights, out_dir, names(scenes), device, overrides(set_ or []), resume, say)
+    if not done.finished:
+        say("stopped early; next: the same command with --resume")
+        raise typer.Exit(143)
+    say(f"{out_dir / 'history.json'}, {done.checkpoint}")
+    say(f"next: occflow cues CONFIG with cues.flow_next: {{backend: unimatch, weights: {done.checkpoint}}}")
 
 
 @app.command()

@@ -27,17 +27,24 @@ BACKENDS: dict[str, dict[str, str]] = {
         "dis": "pipelines.cues.flow_dis:DisFlowCue",
         "dis_chain": "pipelines.cues.flow_chain:ChainedDisFlowCue",
         "tracks": "pipelines.cues.flow_tracks:TracksFlowCue",
+        "unimatch": "pipelines.cues.unimatch.cue:UniMatchFlowCue",
     },
     "flow_prev": {
         "dis": "pipelines.cues.flow_dis:DisFlowCue",
         "dis_chain": "pipelines.cues.flow_chain:ChainedDisFlowCue",
         "tracks": "pipelines.cues.flow_tracks:TracksFlowCue",
+        "unimatch": "pipelines.cues.unimatch.cue:UniMatchFlowCue",
     },
     "masks": {
         "motion_lidar": "pipelines.cues.masks_motion:LidarMotionMasks",
         "motion_epipolar": "pipelines.cues.masks_motion:EpipolarMotionMasks",
+        "grounded_sam": "pipelines.cues.grounded_sam.cue:GroundedSamMasks",
+        "sam3": "pipelines.cues.grounded_sam.cue:Sam3Masks",
     },
-    "flow_aux": {"dis": "pipelines.cues.flow_dis:DisFlowCue"},
+    "flow_aux": {
+        "dis": "pipelines.cues.flow_dis:DisFlowCue",
+        "unimatch": "pipelines.cues.unimatch.cue:UniMatchFlowCue",
+    },
 }
 """Cue -> backend -> "module:dataclass"; the first backend is the default. Modules are imported when asked for."""
 

@@ -31,6 +31,18 @@ class WeightSource:
 
 _DETECTOR, _SEGMENTER = "masks: grounded_sam, detector", "masks: grounded_sam, segmenter"
 _DINO = "https://github.com/IDEA-Research/GroundingDINO/releases/download"
+_UNIMATCH = "https://s3.eu-central-1.amazonaws.com/avg-projects/unimatch/pretrained"
+_UNIMATCH_FILES = {
+    "gmflow-scale1-things": "gmflow-scale1-things-e9887eda",
+    "gmflow-scale1-mixdata": "gmflow-scale1-mixdata-train320x576-4c3a6e9a",
+    "gmflow-scale2-things": "gmflow-scale2-things-36579974",
+    "gmflow-scale2-sintel": "gmflow-scale2-sintel-3ed1cf48",
+    "gmflow-scale2-mixdata": "gmflow-scale2-mixdata-train320x576-9ff1c094",
+    "gmflow-scale2-regrefine6-things": "gmflow-scale2-regrefine6-things-776ed612",
+    "gmflow-scale2-regrefine6-sintelft": "gmflow-scale2-regrefine6-sintelft-6e39e2b9",
+    "gmflow-scale2-regrefine6-kitti": "gmflow-scale2-regrefine6-kitti15-25b554d7",
+    "gmflow-scale2-regrefine6-mixdata": "gmflow-scale2-regrefine6-mixdata-train320x576-4e7b215d",
+}
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything"
 
 SOURCES: list[WeightSource] = [
@@ -101,6 +113,10 @@ SOURCES: list[WeightSource] = [
         "sam_vit_b_01ec64.pth",
         "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         note="kind segment_anything",
+    ),
+    *(
+        WeightSource(name, "flow: unimatch", "file", f"{_UNIMATCH}/{file}.pth", "MIT", f"{file}.pth")
+        for name, file in _UNIMATCH_FILES.items()
     ),
 ]
 """All known weights. Any other file, folder or hub id can be given by its path or id."""

@@ -99,7 +99,7 @@ def label_flow(context: BlockContext, slot: str, model: PathFlow, aim: Aim, max_
             arrays[f"flow/{slot}/target_frame"][i, c] = target.frame
             arrays[f"flow/{slot}/target_sweep"][i, c] = target.sweep
             figures.append({"out_of_range": out_of_range})
-            figures.append(_figures(context, slot, context.start + i, channel, target, unpack_flow(flow)))
+            figures.append(pair_figures(context, slot, context.start + i, channel, target, unpack_flow(flow)))
     notes = [f"{reason} ({count} camera-frames)" for reason, count in reasons.items()]
     return CueBlock(arrays, summarise(figures), notes)
 
@@ -111,7 +111,7 @@ def flow_along(context: BlockContext, model: PathFlow, target: Target, max_width
     return flow_onto_render(field, (first.height, first.width), context.sizes.render_transform(first))
 
 
-def _figures(
+def pair_figures(
     context: BlockContext,
     slot: str,
     t: int,

@@ -1,0 +1,123 @@
+"""`occflow adapt`: from a configuration to a fine-tuned checkpoint, by way of a folder of pairs."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipelines.adapt.collect import CollectSettings, collect_pairs
+from pipelines.adapt.loop import RESULT, AdaptSettings, adapt
+from pipelines.adapt.pairs import FramePairs
+from pipelines.config import ConfigError, CuesConfig, closest, json_digest
+from pipelines.cues.unimatch.pairs import pick_device
+from pipelines.cues.unimatch.weights import load_network
+from pipelines.schedule import stop_on_signals
+from pipelines.weights import locate
+from pipelines.workbench import Workbench
+
+FIRST = ("epe", "zero_epe", "fl_all")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a run did: measurements before and after, where the result is, whether it came to its end."""
+
+    history: list[dict[str, Any]]
+    checkpoint: Path
+    finished: bool
+
+
+def settings_of(values: Mapping[str, Any]) -> tuple[CollectSettings, AdaptSettings]:
+    """Both sets of settings from keys of either. Raises ConfigError for an unknown key or a wrong value."""
+    known = {field.name: kind for kind in (CollectSettings, AdaptSettings) for field in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"adapt has no setting {key!r} (value {value!r}); {closest(key, list(known))}")
+
+    def build(kind: type) -> Any:
+        given = {key: value for key, value in values.items() if known[key] is kind}
+        try:
+            return TypeAdapter(kind).validate_python(given)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(str(part) for part in fault["loc"])
+            raise ConfigError(f"adapt: {key or 'settings'} = {fault['input']!r}: {fault['msg']}") from None
+
+    return build(CollectSettings), build(AdaptSettings)
+
+
+def fine_tune(
+    config: CuesConfig,
+    weights: str,
+    out: Path,
+    scenes: tuple[str, ...] | None = None,
+    device: str = "auto",
+    values: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    tell: Callable[[str], None] = print,
+) -> Adaptation:
+    """Fine-tune a checkpoint on the frame pairs of a log, without labels.
+
+    Args:
+        config: its data set, split and scenes are used, and whether truth may be looked at (to measure).
+        weights: a checkpoint file or a name of `occflow weights list`.
+        out: folder of the pairs and of everything that `adapt` writes.
+        scenes: only these.
+        device: "auto", "cpu", "cuda", ...
+        values: keys of CollectSettings and AdaptSettings.
+        resume: go on with the run in `out`; its pairs are taken as they are.
+        tell: takes lines for the user.
+
+    Raises:
+        ConfigError: an unknown setting, a wrong value, or a run in `out` that is not to be gone on with.
+        WeightsError, DataError: the checkpoint or the log cannot be used.
+    """
+    collect, settings = settings_of(values or {})
+    where = pick_device(device)
+    network = load_network(locate(weights))
+    if (out / "state.pt").exists() and not resume:
+        raise ConfigError(f"{out}: holds a run already; go on with it by --resume, or name another --out")
+    pairs = _pairs(config, out / "pairs", scenes, collect, network.variant.multiple, tell)
+    network.to(where)
+    truth = (
+        "with truth to measure against" if pairs.flow is not None else "no truth: photometric and round-trip figures"
+    )
+    tell(f"{network.variant.name} on {where}; {len(pairs)} pairs of {pairs.size[0]}x{pairs.size[1]}, {truth}")
+
+    def report(step: int, figures: dict[str, float]) -> None:
+        tell(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in _ordered(figures)))
+
+    with stop_on_signals() as stop:
+        history = adapt(network, pairs, settings, out, resume, report, stop.is_set)
+    return Adaptation(history, out / RESULT, finished=history[-1]["step"] == settings.steps)
+
+
+def _ordered(figures: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(figures.items(), key=lambda item: (item[0] not in FIRST, 0))
+
+
+def _pairs(
+    config: CuesConfig,
+    folder: Path,
+    scenes: tuple[str, ...] | None,
+    collect: CollectSettings,
+    multiple: int,
+    tell: Callable[[str], None],
+) -> FramePairs:
+    """The pairs in `folder`, written anew unless they are those of the same log, scenes and settings."""
+    mark = json_digest([config.dataset.model_dump(mode="json"), config.truth, scenes, asdict(collect), multiple])
+    marked = folder / "made_from"
+    if marked.exists() and marked.read_text() == mark:
+        return FramePairs.open(folder)
+    bench = Workbench(config)
+    names = bench.scene_names(scenes)
+    tell(f"reading pairs of {len(names)} scenes")
+    pairs = collect_pairs(bench.log, names, bench.images, multiple, collect, folder, truth=config.truth)
+    temporary = marked.with_name(f".made_from.{os.getpid()}")
+    temporary.write_text(mark)
+    temporary.replace(marked)
+    return pairs

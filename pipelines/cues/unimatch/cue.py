@@ -1,0 +1,129 @@
+"""UniMatch as flow cues: batches of image pairs, both ways in one pass, checked there and back."""
+
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+import cv2
+
+from eval.labels import summarise
+from pipelines.config import json_digest
+from pipelines.cues.base import BlockContext, CueBlock
+from pipelines.cues.flow import Target, aim_next, aim_previous, pair_figures
+from pipelines.cues.flow_field import empty_flow, flow_onto_render, pack_flow, unpack_flow
+from pipelines.cues.neighbours import DrawRule, aim_drawn
+from pipelines.cues.resize import shrink, working_size
+from pipelines.cues.unimatch.inference import CheckRule, Precision
+from pipelines.cues.unimatch.pairs import Pair, PairMatcher
+from pipelines.cues.unimatch.weights import LICENCE
+from pipelines.weights import locate, weights_digest
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class UniMatchFlowCue:
+    """Flow to the next or previous keyframe of video-rate data, or to the drawn auxiliary frame of any data.
+
+    Attributes:
+        slot: which flow slot is written; `draw` matters for "aux" only.
+        weights: a checkpoint file, or a name of `occflow weights list`.
+        device: "cpu", "cuda", "cuda:1"; "auto" takes a GPU where there is one, but does not ask for one.
+        precision: of convolutions and attention; matching stays in float32.
+        batch: image pairs at once.
+        max_width: images are shrunk to this many columns first.
+        size: (height, width) at which the network looks, or None: the next multiple of its step.
+        check: when a pixel is kept.
+    """
+
+    slot: Literal["next", "prev", "aux"] = "next"
+    weights: str = "gmflow-scale2-regrefine6-mixdata"
+    device: str = "auto"
+    precision: Precision = "float32"
+    batch: int = 4
+    max_width: int = 1280
+    size: tuple[int, int] | None = None
+    check: CheckRule = field(default_factory=CheckRule)
+    draw: DrawRule = field(default_factory=DrawRule)
+    needs: ClassVar[tuple[str, ...]] = ()
+    loads_model: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch = {self.batch}: at least one pair at once")
+
+    @property
+    def name(self) -> str:
+        """flow_next, flow_prev or flow_aux."""
+        return f"flow_{self.slot}"
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether a GPU was asked for by name."""
+        return self.device.startswith("cuda")
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 of the checkpoint."""
+        return weights_digest(locate(self.weights))
+
+    def config_digest(self) -> str:
+        """Of all that changes the flow: where it is computed, how many at once and where the file lies do not."""
+        kept = {k: v for k, v in asdict(self).items() if k not in ("weights", "device", "batch")}
+        return json_digest([type(self).__name__, VERSION, kept, self.weights_digest])
+
+    def licence(self) -> str:
+        """Of upstream's code and weights."""
+        return LICENCE
+
+    def extract(self, context: BlockContext) -> CueBlock:
+        """The four arrays of the slot, see storage.schema.CUES. Raises WeightsError before a frame is read."""
+        matcher = PairMatcher.load(self.weights, self.device, self.precision, self.size, self.check)
+        cv2.setNumThreads(1)
+        wanted, reasons = self._targets(context)
+        arrays = empty_flow(self.slot, context.stop - context.start, len(context.cameras), context.sizes.render)
+        figures: list[dict[str, Any]] = []
+        remaining = iter(wanted)
+        while part := list(islice(remaining, self.batch)):
+            pairs = [self._pair(context, target) for _, _, target in part]
+            for (i, c, target), found in zip(part, matcher(pairs), strict=True):
+                first = target.film[0]
+                transform = context.sizes.render_transform(first)
+                field = flow_onto_render(found, (first.height, first.width), transform)
+                flow, trust, out_of_range = pack_flow(field)
+                arrays[f"flow/{self.slot}/flow"][i, c] = flow
+                arrays[f"flow/{self.slot}/confidence"][i, c] = trust
+                arrays[f"flow/{self.slot}/target_frame"][i, c] = target.frame
+                arrays[f"flow/{self.slot}/target_sweep"][i, c] = target.sweep
+                figures.append({"out_of_range": out_of_range})
+                known = unpack_flow(flow)
+                t, channel = context.start + i, context.cameras[c]
+                figures.append(pair_figures(context, self.slot, t, channel, target, known))
+        notes = [f"{reason} ({count} camera-frames)" for reason, count in reasons.items()]
+        return CueBlock(arrays, summarise(figures), notes)
+
+    def _targets(self, context: BlockContext) -> tuple[list[tuple[int, int, Target]], dict[str, int]]:
+        """(keyframe of the block, camera, target) in the order of work; how often there is none, by reason."""
+        aims = {
+            "next": lambda: aim_next(context.scene),
+            "prev": lambda: aim_previous(context.scene),
+            "aux": lambda: aim_drawn(context.scene, self.draw, context.sweep_slots),
+        }
+        aim = aims[self.slot]()
+        wanted: list[tuple[int, int, Target]] = []
+        reasons: dict[str, int] = {}
+        order = range(context.stop - context.start)
+        # From the end for "prev": what "next" left last is still kept.
+        for i in reversed(order) if self.slot == "prev" else order:
+            for c, channel in enumerate(context.cameras):
+                target = aim(context.start + i, channel)
+                if isinstance(target, str):
+                    reasons[target] = reasons.get(target, 0) + 1
+                else:
+                    wanted.append((i, c, target))
+        return wanted, reasons
+
+    def _pair(self, context: BlockContext, target: Target) -> Pair:
+        size = working_size(target.film[0].height, target.film[0].width, self.max_width)
+        first, last = (shrink(context.load_image(image), size) for image in (target.film[0], target.film[-1]))
+        return first, last
