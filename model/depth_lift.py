@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from geometry.cameras import in_image, project
 from geometry.grid import VoxelGrid
 from geometry.transforms import transform_points
 from model.backbone import LayerNorm2d
 from model.config import DepthLiftConfig
-from model.visibility import CameraRig
+from model.visibility import CameraRig, see_pillars
 
 _MIN_DEPTH = 0.5
 """Metres; nearer points count as being there."""
@@ -28,7 +27,7 @@ class DepthLift(nn.Module):
     - how much farther the mean surface is, in log depth, as it is and saturated: a projective signed distance;
     - the context times the first likelihood.
 
-    The mean over cameras goes through a linear layer. Zero for voxels that no camera sees.
+    The mean over cameras goes through a linear layer; a voxel that no camera sees reads zeros.
 
     Attention alone has to learn the comparison between the depth that a pixel suggests and the place of a query; from
     scratch it takes longer than small runs last. Not in the paper; off (`bins: 0`) at its sizes.
@@ -55,17 +54,20 @@ class DepthLift(nn.Module):
 
     def forward(self, level: Float[Tensor, "views ch _h _w"], rig: CameraRig) -> Float[Tensor, "n x y z dim"]:
         """Features of n frames from the finest level of their cameras (frame-major views)."""
-        points = transform_points(rig.cam_from_ref, self.centres)
-        uv, depth, in_front = project(rig.K, points)
-        seen = (in_front & in_image(uv, rig.height, rig.width) & rig.valid[..., None]).flatten(0, 1)
-        size = uv.new_tensor([rig.width, rig.height])
-        place = uv.flatten(0, 1) / size * 2 - 1
-        log_depth = depth.flatten(0, 1).clamp_min(_MIN_DEPTH).log()
-        read = self.read(self.head(self.norm(level)).float(), place, log_depth) * seen[:, None]
-        cameras = rig.valid.shape[1]
-        total = read.unflatten(0, (-1, cameras)).sum(dim=1)
-        count = seen.unflatten(0, (-1, cameras)).sum(dim=1).clamp_min(1)
-        return self.project((total / count[:, None]).transpose(1, 2)).unflatten(1, self.shape)
+        sight = see_pillars(rig, self.centres[:, None])
+        frames, voxels = sight.cameras.shape
+        views, rows = sight.query.shape
+        uv = sight.uv[:, 0].transpose(1, 2)
+        points = self.centres[sight.query.flatten()].unflatten(0, (views, rows))
+        depth = transform_points(rig.cam_from_ref.flatten(0, 1), points)[..., 2]
+        place = uv / uv.new_tensor([rig.width, rig.height]) * 2 - 1
+        log_depth = depth.clamp_min(_MIN_DEPTH).log()
+        read = self.read(self.head(self.norm(level)).float(), place, log_depth) * sight.seen
+        frame = torch.arange(views, device=level.device) // (views // frames)
+        flat = (frame[:, None] * voxels + sight.query).flatten()
+        total = read.new_zeros(frames * voxels, read.shape[1])
+        total = total.index_add(0, flat, read.transpose(1, 2).flatten(0, 1))
+        return self.project(total / sight.cameras.reshape(-1, 1)).unflatten(0, (frames, *self.shape))
 
     def read(
         self,

@@ -40,7 +40,7 @@ class OccFlow(nn.Module):
         self.tpv = TPVEncoder(config.tpv, cells, config.fpn_dim)
         self.depth_lift: DepthLift | None = None
         if config.depth_lift.bins:
-            self.depth_lift = DepthLift(config.depth_lift, config.fpn_dim, config.tpv.dim, cells)
+            self.depth_lift = DepthLift(config.depth_lift, config.fpn_dim, config.refine.channels, self.grid)
         self.fusion = TemporalFusion(config.fusion, config.tpv.dim, cells)
         self.refine = Refine(config.refine, config.tpv.dim, config.tpv.factor)
         self.sdf_head = SDFHead(config.heads, config.refine.channels, self.grid)
@@ -55,34 +55,41 @@ class OccFlow(nn.Module):
         A volume is lifted from each keyframe's cameras; the past volumes are aligned to the current ego frame and
         fused with the current one; the result is refined, brought to the output voxels and decoded.
         """
-        volumes = self.lift_queue(frames)
-        fused = self.fusion(volumes, frames.current_from_ref)
-        refined = self.refine(fused)
+        volumes, finest, rig = self.lift_queue(frames)
+        refined = self.refine(self.fusion(volumes, frames.current_from_ref))
+        if self.depth_lift is not None:
+            refined = refined + self.depth_lift(finest, rig)
         # Under autocast the decoders answer in half precision, in which a distance of 30 m has steps of 0.125 m.
         sdf, flow = (head(refined).to(self.image_mean.dtype) for head in (self.sdf_head, self.flow_head))
         return Fields(sdf=sdf, flow=flow, grid=self.grid)
 
-    def lift_queue(self, frames: FrameInput) -> list[Float[Tensor, "b x y z dim"]]:
-        """A volume per keyframe, oldest first, each in its own ego frame; the past ones carry no gradient."""
+    def lift_queue(
+        self, frames: FrameInput
+    ) -> tuple[list[Float[Tensor, "b x y z dim"]], Float[Tensor, "views dim _h _w"], CameraRig]:
+        """A volume per keyframe, oldest first, each in its own ego frame; the past ones carry no gradient. Besides, the
+        finest image level of the current keyframe's cameras and where they are."""
         queue = frames.images.shape[1]
         first = 0 if self.config.fusion.kind != "none" else queue - 1
         past: list[Tensor] = []
         if queue - first > 1:
             with torch.no_grad():
-                together = self.lift(_keyframes(frames, first, queue - 1))
+                together, _, _ = self.lift(_keyframes(frames, first, queue - 1))
                 past = list(together.unflatten(0, (-1, queue - 1 - first)).unbind(dim=1))
-        return [*past, self.lift(_keyframes(frames, queue - 1, queue))]
+        current, finest, rig = self.lift(_keyframes(frames, queue - 1, queue))
+        return [*past, current], finest, rig
 
-    def lift(self, frames: FrameInput) -> Float[Tensor, "n x y z dim"]:
-        """Volumes of all keyframes of all samples, n = batch x queue: backbone, pyramid, TPV encoder."""
+    def lift(
+        self, frames: FrameInput
+    ) -> tuple[Float[Tensor, "n x y z dim"], Float[Tensor, "views dim _h _w"], CameraRig]:
+        """Volumes of all keyframes of all samples, n = batch x queue: backbone, pyramid, TPV encoder; the pyramid's
+        finest level; the cameras."""
         valid = frames.camera_valid.flatten(0, 1)
         images = self.normalise(frames.images.flatten(0, 1), valid)
         rig = CameraRig.build(
             frames.K.flatten(0, 1), frames.ref_from_cam.flatten(0, 1), valid, (images.shape[-2], images.shape[-1])
         )
         levels = self.pyramid(self.backbone(images.flatten(0, 1)))
-        volume = self.tpv(levels, rig)
-        return volume if self.depth_lift is None else volume + self.depth_lift(levels[0], rig)
+        return self.tpv(levels, rig), levels[0], rig
 
     def normalise(self, images: Tensor, valid: Tensor) -> Float[Tensor, "n cams 3 h w"]:
         """Images (n, cams, 3, H, W) to zero mean and unit deviation (ImageNet's); missing cameras become zero."""

@@ -88,7 +88,7 @@ def main() -> None:
     current = FrameInput(*(entry[:, -1:] for entry in frames))
     images = model.normalise(current.images.flatten(0, 1), current.camera_valid.flatten(0, 1)).flatten(0, 1)
     part("backbone + FPN, 6 images", lambda x: model.pyramid(model.backbone(x)), [images], n)
-    volumes = [volume.detach() for volume in model.lift_queue(frames)]
+    volumes = [volume.detach() for volume in model.lift_queue(frames)[0]]
     part("lift, 1 keyframe", lambda _: model.lift(current), [images], n)
     part("fusion", lambda *v: model.fusion(list(v), frames.current_from_ref), volumes, n)
     part("refine", model.refine, [volumes[-1]], n)

@@ -8,6 +8,7 @@ import torch
 
 from model.config import (
     BackboneConfig,
+    DepthLiftConfig,
     FusionConfig,
     GridConfig,
     HeadConfig,
@@ -25,9 +26,10 @@ def _one_thread_and_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def tiny_config() -> ModelConfig:
-    return ModelConfig(
+@pytest.fixture(params=["paper", "from_nothing"])
+def tiny_config(request: pytest.FixtureRequest) -> ModelConfig:
+    """The paper's parts, and those that small networks start from nothing with."""
+    config = ModelConfig(
         grid=GridConfig(lower=(-4.0, -4.0, -1.0), upper=(4.0, 4.0, 3.0), voxel=0.5),
         backbone=BackboneConfig(depths=(1, 1, 1, 1), dims=(4, 4, 8, 8), layer_scale=1.0),
         fpn_dim=8,
@@ -39,6 +41,10 @@ def tiny_config() -> ModelConfig:
         heads=HeadConfig(hidden=8),
         render=RenderConfig(samples=16),
     )
+    if request.param == "paper":
+        return config
+    backbone = config.backbone.model_copy(update={"kind": "residual", "dims": (8, 8, 8, 8)})
+    return config.model_copy(update={"backbone": backbone, "depth_lift": DepthLiftConfig(bins=8, context=2)})
 
 
 @pytest.fixture
