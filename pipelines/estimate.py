@@ -49,7 +49,11 @@ _RATES: dict[str, Rate] = {
     "occupancy": _rate("frame", 0.1e6, 0.1e6, 0.05),
     "camera": _rate("h", 6.0e6, 6.0e6, 0.3),
 }
-_OF_KIND: dict[tuple[str, str], Rate] = {("semantic_kitti", "lidar"): _rate("frame", 1.55e6, 0.9e6, 0.05)}
+_KITTI_LIDAR = _rate("frame", 1.55e6, 0.9e6, 0.05)
+_OF_KIND: dict[tuple[str, str], Rate] = {
+    ("semantic_kitti", "lidar"): _KITTI_LIDAR,
+    ("kitti_mot", "lidar"): _KITTI_LIDAR,
+}
 """Rates of one data set, where they are not those of the others: (kind, cue)."""
 
 
@@ -67,6 +71,7 @@ class Whole:
 WHOLE = {
     "nuscenes": Whole("nuScenes v1.0-trainval", keyframes=34_149, scenes=850, cameras=6, sweeps=5),
     "semantic_kitti": Whole("SemanticKITTI sequences 00 to 10", keyframes=23_201, scenes=11, cameras=1, sweeps=0),
+    "kitti_mot": Whole("KITTI tracking, training and testing", keyframes=19_103, scenes=50, cameras=1, sweeps=0),
 }
 """By data set kind. nuScenes' cameras run at 12 Hz, its keyframes at 2 Hz."""
 

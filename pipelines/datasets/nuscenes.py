@@ -5,10 +5,12 @@ has the ego pose of its own trigger time. K is moved by half a pixel to centres 
 centres on whole numbers).
 """
 
+import re
 import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -19,11 +21,14 @@ from pipelines.datasets.files import read_lidar_file
 from pipelines.datasets.nuscenes_index import LIDAR_CHANNEL, NuScenesIndex, SceneRow, build_index, read_scenes
 from pipelines.datasets.nuscenes_scene import SceneBuilder
 from pipelines.datasets.records import DataError, LidarSweep, Scene
-from pipelines.datasets.truth import MOVABLE_CLASSES, OCCUPANCY_CLASSES, OpenOccTruth
+from pipelines.datasets.truth import MOVABLE_CLASSES, OCC3D_CLASSES, OCCUPANCY_CLASSES, NpzTruth
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_FRONT_LEFT")
 """nuScenes' cameras, clockwise from the front: the order of index c."""
 
+_OPENOCC_FOLDERS = ("truth", "openocc_v2")
+"""A synthetic log's own truth has OpenOcc's layout."""
+_OCC3D_FOLDERS = ("gts", "occ3d")
 _UNUSED_TABLES = ("log", "map", "instance", "sample_annotation")
 _BUILDING = threading.Lock()
 
@@ -36,6 +41,10 @@ class NuScenesLog:
         version: table folder; found by itself when there is only one.
         scenes: read rows of these scenes only (less memory), all when None.
         sweeps: include the 12 Hz camera images between keyframes.
+        occupancy: whose truth to read, "openocc" (`openocc_v2/`) or "occ3d" (`gts/` or `occ3d/`); by default Occ3D's
+            where there is no other. The two number their classes otherwise.
+        tags: read scenes only whose description has all of these words (night, rain, ...), whatever their case.
+        without_tags: read scenes only whose description has none of these words.
 
     Raises:
         DataError: no table folder, or several and none named; a named scene that is not there.
@@ -43,17 +52,25 @@ class NuScenesLog:
 
     dataset = "nuscenes"
     classes: Sequence[str] = MOVABLE_CLASSES
-    occupancy_classes: Sequence[str] = OCCUPANCY_CLASSES
     occupancy_grid: VoxelGrid = NUSCENES_GRID
 
     def __init__(
-        self, root: Path, version: str | None = None, scenes: Sequence[str] | None = None, sweeps: bool = True
+        self,
+        root: Path,
+        version: str | None = None,
+        scenes: Sequence[str] | None = None,
+        sweeps: bool = True,
+        occupancy: Literal["openocc", "occ3d"] | None = None,
+        tags: Sequence[str] = (),
+        without_tags: Sequence[str] = (),
     ) -> None:
         self.root = Path(root)
         self.version = version or _only_version(self.root)
         self.tables = self.root / self.version
         self.notes: list[str] = []
         self._sweeps = sweeps
+        self._occ3d = self._is_occ3d(occupancy)
+        self.occupancy_classes: Sequence[str] = OCC3D_CLASSES if self._occ3d else OCCUPANCY_CLASSES
         absent_tables = [t for t in _UNUSED_TABLES if not (self.tables / f"{t}.json").exists()]
         if absent_tables:
             self._note(f"{self.version} has no table {', '.join(absent_tables)}: none of them is needed")
@@ -63,7 +80,10 @@ class NuScenesLog:
             if absent:
                 raise DataError(f"{self.tables / 'scene.json'}: no scene {', '.join(absent)}; choose among its names")
             rows = [row for row in rows if row.name in set(scenes)]
-        self._scene_rows: list[SceneRow] = rows
+        kept = [row for row in rows if _tagged(row.description, tags, without_tags)]
+        if len(kept) < len(rows):
+            self._note(f"{len(rows) - len(kept)} of {len(rows)} scenes are left out by tags or without_tags")
+        self._scene_rows: list[SceneRow] = kept
 
     @cached_property
     def cameras(self) -> Sequence[str]:
@@ -131,10 +151,24 @@ class NuScenesLog:
         """See Log. `.pcd.bin` holds x y z intensity ring as float32; the ring index is dropped."""
         return read_lidar_file(sweep.path, columns=5)
 
-    def truth(self, scene: str) -> OpenOccTruth | None:
-        """OpenOcc labels in the root's `openocc_v2/<scene>/`, or a synthetic log's exact truth in `truth/<scene>/`."""
-        folders = tuple(f for f in (self.root / "truth" / scene, self.root / "openocc_v2" / scene) if f.is_dir())
-        return OpenOccTruth(folders, self.occupancy_grid.shape) if folders else None
+    def truth(self, scene: str) -> NpzTruth | None:
+        """Occupancy labels of `<folder>/<scene>/` in the root, OpenOcc's or Occ3D's; a synthetic log's own truth."""
+        names = _OCC3D_FOLDERS if self._occ3d else _OPENOCC_FOLDERS
+        folders = tuple(f for f in (self.root / name / scene for name in names) if f.is_dir())
+        if not folders:
+            return None
+        whose = "Occ3D" if self._occ3d else "OpenOcc"
+        return NpzTruth(folders, self.occupancy_grid.shape, tuple(self.occupancy_classes), whose)
+
+    def _is_occ3d(self, asked: str | None) -> bool:
+        if asked not in (None, "openocc", "occ3d"):
+            raise DataError(f"occupancy is '{asked}', expected openocc or occ3d")
+        if asked is not None:
+            return asked == "occ3d"
+        openocc, occ3d = (any((self.root / n).is_dir() for n in names) for names in (_OPENOCC_FOLDERS, _OCC3D_FOLDERS))
+        if openocc and occ3d:
+            self._note("both OpenOcc's and Occ3D's labels are here: OpenOcc's are read (option occupancy: occ3d)")
+        return occ3d and not openocc
 
     def _note(self, line: str) -> None:
         if line not in self.notes:
@@ -151,3 +185,9 @@ def _only_version(root: Path) -> str:
         what = f"several table folders ({', '.join(found)}): name one as version" if found else "no v1.0-*/scene.json"
         raise DataError(f"{root}: {what}; a nuScenes root holds v1.0-mini, v1.0-trainval or v1.0-test beside samples/")
     return found[0]
+
+
+def _tagged(description: str, tags: Sequence[str], without: Sequence[str]) -> bool:
+    """Whether a description has every word of `tags` and none of `without`."""
+    words = set(re.findall(r"\w+", description.lower()))
+    return {t.lower() for t in tags} <= words and not words & {t.lower() for t in without}

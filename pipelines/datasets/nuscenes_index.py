@@ -100,8 +100,9 @@ def read_scenes(tables: Path) -> list[SceneRow]:
 def build_index(tables: Path, scenes: list[SceneRow], sweeps: bool = True) -> NuScenesIndex:
     """Read the tables once and keep what `scenes` need: every camera's rows, and LiDAR keyframes.
 
-    The columns take about 200 bytes per row kept, the peak two to three times that. Measured on tables the size of
-    v1.0-trainval's (2.6 million rows, 2 GB): all scenes 1.3 million rows, 258 MB; two scenes 3000 rows, peak 29 MB.
+    The columns take about 200 bytes per row kept, the peak two to three times that. Measured on tables of the size of
+    v1.0-trainval's (tests/benchmarks/bench_nuscenes_tables.py; 2.6 million rows, 2 GB): all scenes 1.2 million rows
+    kept, 253 MB, peak 698 MB; two scenes 2900 rows, peak 31 MB.
 
     Args:
         tables: folder of the JSON files, e.g. `<root>/v1.0-mini`.

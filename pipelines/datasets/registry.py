@@ -16,6 +16,7 @@ GROUP = "occflow.datasets"
 
 BUILT_IN = {
     "nuscenes": "pipelines.datasets.nuscenes:NuScenesLog",
+    "kitti_mot": "pipelines.datasets.kitti_mot:KittiMotLog",
     "semantic_kitti": "pipelines.datasets.semantic_kitti:SemanticKittiLog",
 }
 """Readers that need no installed entry point, so that a source tree works as it is."""

@@ -16,13 +16,14 @@ from jaxtyping import Float
 from geometry.grid import KITTI_GRID, VoxelGrid
 from geometry.transforms import from_rotation_translation, invert
 from pipelines.datasets import splits
-from pipelines.datasets.files import (
-    check_increasing,
-    checked_intrinsics,
-    checked_pose,
-    file_size,
-    image_size,
-    read_lidar_file,
+from pipelines.datasets.files import check_increasing, checked_intrinsics, checked_pose, image_size, read_lidar_file
+from pipelines.datasets.kitti_files import (
+    calibration_row,
+    image_numbers,
+    image_path,
+    read_calibration_rows,
+    read_rows,
+    runs,
 )
 from pipelines.datasets.records import CameraImage, DataError, Frame, LidarSweep, Scene
 from pipelines.datasets.semantic_kitti_truth import KITTI_CLASSES, SemanticKittiTruth
@@ -112,13 +113,13 @@ class SemanticKittiLog:
         if name not in self.scene_names():
             raise DataError(f"{folder}: no such sequence; here are {', '.join(self.scene_names()) or 'none'}")
         calibration = read_calibration(folder / "calib.txt")
-        poses = _read_rows(folder / "poses.txt", 12).reshape(-1, 3, 4)
-        times = np.rint(_read_rows(folder / "times.txt", 1)[:, 0] * 1e6).astype(np.int64)
+        poses = read_rows(folder / "poses.txt", 12).reshape(-1, 3, 4)
+        times = np.rint(read_rows(folder / "times.txt", 1)[:, 0] * 1e6).astype(np.int64)
         if len(times) < len(poses):
             raise DataError(f"{folder / 'times.txt'}: {len(times)} times for {len(poses)} poses; restore this file")
         check_increasing(str(folder / "times.txt"), [f"frame {i}" for i in range(len(times))], times)
         numbers = self._numbers(folder, name, len(poses))
-        size = image_size(_image_path(folder, numbers[0]))
+        size = image_size(image_path(folder / CHANNEL, numbers[0]))
         frames = []
         for i in numbers:
             where = f"{folder / 'poses.txt'}: line {i + 1}"
@@ -145,15 +146,14 @@ class SemanticKittiLog:
 
     def _numbers(self, folder: Path, name: str, count: int) -> list[int]:
         """Frame numbers that have both a pose and an image."""
-        stems = {p.stem for p in (folder / "image_2").glob("*") if p.suffix in (".png", ".jpg")}
-        numbers = sorted(int(stem) for stem in stems if stem.isdigit())
+        numbers = image_numbers(folder / CHANNEL)
         here = [i for i in numbers if i < count]
         if not here:
             raise DataError(f"{folder / 'image_2'}: no image of any of the {count} frames; unpack the colour images")
         if len(here) < count:
             missing = sorted(set(range(count)) - set(here))
             self._note(
-                f"{name}: {len(missing)} of the {count} frames in poses.txt have no image: left out ({_runs(missing)})"
+                f"{name}: {len(missing)} of the {count} frames in poses.txt have no image: left out ({runs(missing)})"
             )
         if len(here) < len(numbers):
             self._note(f"{name}: {len(numbers) - len(here)} images lie beyond the {count} poses: left out")
@@ -174,7 +174,7 @@ class SemanticKittiLog:
         image = CameraImage(
             token=token,
             channel=CHANNEL,
-            path=_image_path(folder, number),
+            path=image_path(folder / CHANNEL, number),
             timestamp_us=timestamp_us,
             K=calibration.K,
             ego_from_cam=calibration.ego_from_cam,
@@ -198,50 +198,10 @@ def read_calibration(path: Path) -> KittiCalibration:
     Raises:
         DataError: missing file, missing or malformed P2 or Tr, singular K, a Tr that is not rigid.
     """
-    file_size(path, "calibration")
-    rows: dict[str, np.ndarray] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, values = line.partition(":")
-        try:
-            rows[key.strip()] = np.array([float(v) for v in values.split()])
-        except ValueError as error:
-            raise DataError(f"{path}: {key.strip()} is not a row of numbers ({error}); restore this file") from error
-    for key in ("P2", "Tr"):
-        if rows.get(key, np.empty(0)).size != 12:
-            found = rows[key].size if key in rows else "no such row"
-            raise DataError(f"{path}: '{key}' needs 12 numbers, found {found}; restore this file")
-    P2, Tr = rows["P2"].reshape(3, 4), rows["Tr"].reshape(3, 4)
+    rows = read_calibration_rows(path)
+    P2, Tr = (calibration_row(path, rows, (3, 4), key) for key in ("P2", "Tr"))
     K = checked_intrinsics(f"{path}: P2", P2[:, :3])
     cam0_from_ego = checked_pose(f"{path}: Tr", from_rotation_translation(Tr[:, :3], Tr[:, 3]))
     # The offset belongs to the K that P2 was built with, so it is taken before the half-pixel move.
     cam2_from_cam0 = from_rotation_translation(np.eye(3), np.linalg.solve(P2[:, :3], P2[:, 3]))
     return KittiCalibration(K, invert(cam2_from_cam0 @ cam0_from_ego), cam0_from_ego)
-
-
-def _read_rows(path: Path, columns: int) -> Float[np.ndarray, "n columns"]:
-    """Lines of `columns` numbers each; raises DataError naming the first line that is not."""
-    file_size(path, "table")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            values = [float(v) for v in line.split()]
-        except ValueError:
-            values = []
-        if len(values) != columns:
-            raise DataError(f"{path}: line {number} is {line!r:.60}, expected {columns} numbers; restore this file")
-        rows.append(values)
-    return np.array(rows)
-
-
-def _image_path(folder: Path, number: int) -> Path:
-    png = folder / "image_2" / f"{number:06d}.png"
-    return png if png.exists() else png.with_suffix(".jpg")
-
-
-def _runs(numbers: list[int]) -> str:
-    """'3, 10-270' for the numbers of those runs; the first few."""
-    edges = np.flatnonzero(np.diff(numbers) != 1)
-    starts, ends = [0, *(edges + 1)], [*edges, len(numbers) - 1]
-    runs = [(numbers[a], numbers[b]) for a, b in zip(starts, ends, strict=True)]
-    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs[:4])
-    return text + (" ..." if len(runs) > 4 else "")

@@ -13,6 +13,17 @@ SEMANTIC_KITTI_SPLITS: Mapping[str, tuple[str, ...]] = {
 }
 """SemanticKITTI's sequences, as its configuration file divides them."""
 
+_LEFT_OUT = (12, 13, 17)
+
+KITTI_MOT_SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": tuple(f"training_{i:04d}" for i in range(21) if i not in _LEFT_OUT),
+    "val": tuple(f"testing_{i:04d}" for i in range(15)),
+    "training": tuple(f"training_{i:04d}" for i in range(21)),
+    "testing": tuple(f"testing_{i:04d}" for i in range(29)),
+}
+"""`train` and `val` are the split of the Let Occ Flow paper (its supplement): the training sequences less those where
+the ego car stands or few objects move, and the first fifteen testing sequences. The others are the data set's parts."""
+
 
 def own_splits(root: Path) -> dict[str, list[str]] | None:
     """`splits.json` in `root`, {"train": [scene names], "val": [...]}, or None where there is none.

@@ -61,16 +61,17 @@ class SynthConfig(BaseModel):
     val_scenes: int | None = Field(default=None, ge=0)
     """The last so many scenes are listed as `val` in splits.json; by default a quarter, at least one of two."""
     keyframes: int = Field(default=10, ge=2)
-    """Per scene: 2 Hz in nuScenes' layout, every frame (9.64 Hz) in SemanticKITTI's."""
+    """Per scene: 2 Hz in nuScenes' layout, every frame (9.64 Hz) in KITTI's."""
     width: int = Field(default=352, ge=32)
     height: int = Field(default=198, ge=18)
-    """By default 352 x 198; in SemanticKITTI's layout 416 x 128, or KITTI's aspect for another width."""
+    """By default 352 x 198; in KITTI's layouts 416 x 128, or KITTI's aspect for another width."""
     cameras: tuple[str, ...] = NUSCENES_CAMERAS
+    """By default all that the layout has: nuScenes' six, KITTI-MOT's stereo pair. SemanticKITTI has one."""
     manoeuvres: tuple[Manoeuvre, ...] = ("straight", "turn_left", "stop", "turn_right", "follow")
     """The ego car's manoeuvre, taken in turn by scene index."""
     truth: bool = True
     lidar_beams: int = Field(default=32, ge=1)
-    """In SemanticKITTI's layout 64 by default."""
+    """In KITTI's layouts 64 by default."""
     lidar_azimuths: int = Field(default=1084, ge=8)
     jpeg_quality: int = Field(default=93, ge=1, le=100)
     difficulty: Difficulty | None = None

@@ -13,15 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipelines.datasets.records import DataError
 from pipelines.synth.config import SynthConfig
 from pipelines.synth.files import write_json
+from pipelines.synth.kitti_mot_writer import KittiMotScene, kitti_mot_settings
+from pipelines.synth.kitti_sequence import kitti_settings
 from pipelines.synth.nuscenes_writer import NuScenesScene
 from pipelines.synth.nuscenes_writer import write_tables as write_nuscenes_tables
-from pipelines.synth.semantic_kitti_writer import KittiScene, kitti_settings, write_splits
+from pipelines.synth.semantic_kitti_writer import KittiScene, write_splits
 from pipelines.synth.world import build_world
 
 Rows = dict[str, Any]
 SETTINGS = "synth.json"
 """In the log's folder: the settings it was made with."""
-DATASETS = ("nuscenes", "semantic_kitti")
+DATASETS = ("nuscenes", "semantic_kitti", "kitti_mot")
 WORLD_VERSION = 1
 """Raised whenever the same settings give other bytes, so that a log is never half of one world and half of another."""
 
@@ -48,8 +50,8 @@ def write_log(folder: Path, config: SynthConfig, dataset: str = "nuscenes", cons
     """
     if dataset not in DATASETS:
         raise DataError(f"synthetic logs come in the layouts {', '.join(DATASETS)}, not {dataset!r}")
-    if dataset == "semantic_kitti":
-        config = kitti_settings(config)
+    if dataset != "nuscenes":
+        config = kitti_settings(config) if dataset == "semantic_kitti" else kitti_mot_settings(config)
     settings = _settings(config, dataset)
     _check_folder(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def _scene(folder: Path, config: SynthConfig, dataset: str, index: int, advance:
     if dataset == "nuscenes":
         writer = NuScenesScene(folder, config, index, build_world(config, index))
     else:
-        writer = KittiScene(folder, config, index)
+        writer = (KittiScene if dataset == "semantic_kitti" else KittiMotScene)(folder, config, index)
     _run(list(writer.jobs()), config.threads or os.cpu_count() or 1, advance)
     rows = writer.table_rows()
     write_json(kept, rows)

@@ -16,8 +16,9 @@ from pipelines.datasets.semantic_kitti_truth import CLASS_OF_RAW_LABEL, FREE, KI
 from pipelines.synth import write_log
 from pipelines.synth.config import SynthConfig
 from pipelines.synth.kitti_classes import coded
+from pipelines.synth.kitti_sequence import kitti_settings
 from pipelines.synth.rig import KITTI_INTERVAL_S, kitti_camera, kitti_lidar
-from pipelines.synth.semantic_kitti_writer import kitti_settings, pack_bits
+from pipelines.synth.semantic_kitti_writer import pack_bits
 from pipelines.synth.visibility import seen_voxels
 from pipelines.synth.world import build_world
 

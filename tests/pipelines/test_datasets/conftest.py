@@ -215,6 +215,66 @@ def tiny_kitti(tmp_path: Path) -> Path:
     return tmp_path / "kitti"
 
 
+MOT_FRAMES = 12
+
+
+@dataclass
+class TinyKittiMot:
+    """KITTI tracking sequences as the data set has them; `root` holds sequence 0001 of the training part, whole."""
+
+    root: Path
+    P2: np.ndarray = field(
+        default_factory=lambda: np.array([[60, 0, 40.25, 3.6], [0, 61, 15.5, 0.25], [0, 0, 1, 0.004]])
+    )
+    P3: np.ndarray = field(
+        default_factory=lambda: np.array([[60, 0, 40.25, -28.8], [0, 61, 15.5, 0.25], [0, 0, 1, 0.004]])
+    )
+    R_rect: np.ndarray = field(default_factory=lambda: Rotation.from_rotvec([0.01, 0.02, -0.01]).as_matrix())
+    Tr_velo_cam: np.ndarray = field(default_factory=lambda: kitti_tr())
+    Tr_imu_velo: np.ndarray = field(
+        default_factory=lambda: np.column_stack(
+            [Rotation.from_rotvec([0.01, 0.0, 0.02]).as_matrix(), [-0.81, 0.32, -0.8]]
+        )
+    )
+
+    def records(self, count: int) -> np.ndarray:
+        """GPS/IMU records: driving 1 m a frame to the east, facing east, turning a little."""
+        rows = np.zeros((count, 30))
+        metre = 180 / (np.pi * 6378137 * np.cos(np.deg2rad(49)))
+        rows[:, 0], rows[:, 1], rows[:, 2] = 49.0, 8.4 + metre * np.arange(count), 110.0
+        rows[:, 5] = 0.01 * np.arange(count)
+        rows[:, 7] = 1 / 0.1037
+        return rows
+
+    def write_sequence(self, part: Path, number: str, oxts: bool = True, labels: bool = True) -> None:
+        """A sequence of twelve frames with both cameras; three rows of the calibration carry no colon."""
+        rng = np.random.default_rng(3)
+        for name in ("calib", "oxts", "label_02"):
+            (part / name).mkdir(parents=True, exist_ok=True)
+        rows = [f"P0: {_row(self.P2)}", f"P2: {_row(self.P2)}", f"P3: {_row(self.P3)}"]
+        rows += [f"{key} {_row(getattr(self, key))}" for key in ("R_rect", "Tr_velo_cam", "Tr_imu_velo")]
+        (part / "calib" / f"{number}.txt").write_text("\n".join([*rows, ""]))
+        if oxts:
+            np.savetxt(part / "oxts" / f"{number}.txt", self.records(MOT_FRAMES), fmt="%.13f")
+        if labels:
+            (part / "label_02" / f"{number}.txt").write_text("")
+        for name in ("image_02", "image_03", "velodyne"):
+            (part / name / number).mkdir(parents=True)
+        for i in range(MOT_FRAMES):
+            for name in ("image_02", "image_03"):
+                pixels = rng.integers(0, 255, (*KITTI_SIZE, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(part / name / number / f"{i:06d}.png")
+            rng.normal(0, 10, (40, 4)).astype("<f4").tofile(part / "velodyne" / number / f"{i:06d}.bin")
+
+
+@pytest.fixture
+def tiny_mot(tmp_path: Path) -> TinyKittiMot:
+    """A KITTI tracking log of one sequence, and what it takes to write others."""
+    log = TinyKittiMot(tmp_path / "kitti")
+    log.write_sequence(log.root / "training", "0001")
+    return log
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
     """Folder of a small real data set beside the repository; skips the test where it is absent."""
