@@ -178,6 +178,8 @@ def evaluate_stages(folder: Path, scenes: list[str], watch: Stopwatch, console: 
     evaluations = {}
     for stage in STAGES:
         checkpoint, kept = folder / "train" / stage, folder / "eval" / stage
+        average = checkpoint / "ema"
+        checkpoint = average if average.is_dir() else checkpoint
         written = kept / "results.json"
         weights = checkpoint / "model.safetensors"
         if not written.exists() or written.stat().st_mtime < weights.stat().st_mtime:
