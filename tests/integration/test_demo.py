@@ -74,6 +74,10 @@ def test_the_whole_way_and_again(tmp_path: Path) -> None:
     assert set(written["seconds"]) == {"synth", "cues", "train", "eval"}
     assert "<html" in (tmp_path / "report.html").read_text()[:200]
     assert "stage2" in console.export_text()
+    final = json.loads((tmp_path / "eval" / "stage2" / "results.json").read_text())
+    assert any(note.startswith(f"threshold: sdf <= {final['threshold_m']:g} m") for note in final["notes"])
+    assert "scene-0001" in str(final["notes"]), "the threshold is chosen on the training scene"
+    assert final["checkpoint"] == str(tmp_path / "train" / "stage2" / "ema"), "the average is what is judged"
 
     def stamps() -> dict[Path, int]:
         kept = [*(tmp_path / "train").rglob("*.safetensors"), *(tmp_path / "store.zarr" / "commits").glob("*.json")]
