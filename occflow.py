@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+import occflow_inspect
 import occflow_store
 import occflow_weights
-from occflow_shell import names, out, overrides, say, verb
+from occflow_shell import CommandError, names, out, overrides, say, verb
 
 # Threads that spin while they wait take the core that others need: on a busy machine a training step was seen to take
 # ten times as long. Read when torch is loaded, so it is set before.
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(occflow_store.app, name="store")
 app.add_typer(occflow_weights.app, name="weights")
+app.command("inspect")(occflow_inspect.inspect)
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=c (repeatable).")]
 ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
@@ -52,7 +54,7 @@ def demo(
 @verb
 def synth(
     folder: Annotated[Path, typer.Argument(help="Where the log is written.")],
-    dataset: Annotated[str, typer.Option(help="nuscenes or semantic_kitti.")] = "nuscenes",
+    dataset: Annotated[str, typer.Option(help="nuscenes, semantic_kitti or kitti_mot.")] = "nuscenes",
     preset: Annotated[str, typer.Option(help="easy or hard.")] = "easy",
     scenes: Annotated[int, typer.Option(min=1)] = 3,
     keyframes: Annotated[int, typer.Option(min=2)] = 10,
@@ -213,15 +215,22 @@ def evaluate(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of results and report.")] = None,
     protocol: Annotated[str | None, typer.Option(help="geometry or semantickitti; default by the truth.")] = None,
     threshold: ThresholdOption = None,
+    threshold_from: Annotated[
+        str | None, typer.Option(help="Choose the threshold on these scenes, which should be training scenes.")
+    ] = None,
     sweep: Annotated[bool, typer.Option(help="RayIoU at nine thresholds too.")] = False,
     keyframes: Annotated[int | None, typer.Option(min=1, help="At most so many, evenly spaced.")] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Keyframes drawn in the report.")] = 3,
+    exclude: Annotated[list[Path] | None, typer.Option(help="File of marks by `occflow inspect` (repeatable).")] = None,
 ) -> None:
     """Metrics by protocol, as JSON, a table and a page."""
     from occflow_demo import evaluate_checkpoint, show_evaluation
 
     folder = out_dir or checkpoint / "eval"
-    options = {"protocol": protocol, "threshold": threshold, "keyframes": keyframes}
+    options = {"protocol": protocol, "threshold": threshold, "keyframes": keyframes, "exclude": exclude or ()}
+    if threshold is not None and threshold_from is not None:
+        raise CommandError("--threshold gives a threshold and --threshold-from chooses one: leave one of them out")
+    options["choose_on"] = names(threshold_from) or ()
     show_evaluation(evaluate_checkpoint(checkpoint, store, names(scenes), folder, out, pictures, sweep, **options), out)
     say(f"{folder / 'results.json'}, {folder / 'report.html'}")
     say(f"next: open {folder / 'report.html'}, or occflow predict {checkpoint} {store}")

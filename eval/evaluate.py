@@ -16,6 +16,7 @@ from eval.results import provenance, summary
 from eval.rules import EvaluationError, Rules, rules_for
 from eval.tally import Tally
 from model.network import OccFlow
+from storage.exclusions import Excluded, excluded_by
 from storage.location import ObjectPath
 from storage.reader import StoreReader
 from storage.truth import TruthReader
@@ -37,6 +38,7 @@ def evaluate(
     sweep: Sequence[float] = (),
     keyframes: int | None = None,
     workers: int = 2,
+    exclude: Sequence[str | Path] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """All figures of a network on scenes of a store, as plain types that JSON can hold (None where not a number).
@@ -50,6 +52,7 @@ def evaluate(
         sweep: further thresholds at which RayIoU is computed.
         keyframes: at most so many, evenly spaced; default all.
         workers: threads that cast rays.
+        exclude: files of marks (`occflow inspect`) whose keyframes are left out; the result counts them.
         console: shows a progress bar.
 
     Returns:
@@ -65,7 +68,8 @@ def evaluate(
     rules = _rules(model, reader, truth, protocol)
     predictor = Predictor(model, reader, rules.grid, threshold)
     source, tally = TruthSource(reader, truth), Tally(rules, reader, sweep, workers)
-    frames = chosen_keyframes(reader, scenes, predictor.queue_length, keyframes)
+    marked = excluded_by(reader, exclude)
+    frames = chosen_keyframes(reader, scenes, predictor.queue_length, keyframes, marked.frames)
     for scene, t in progress(frames, "evaluate", console):
         prediction = predictor.predict(scene, t)
         tally.add_volume(prediction, source.at(scene, t))
@@ -73,8 +77,17 @@ def evaluate(
     return {
         **summary(tally),
         **provenance(predictor, checkpoint, truth, frames),
+        **_exclusions(exclude, marked),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _exclusions(files: Sequence[str | Path], marked: Excluded) -> dict[str, Any]:
+    """What was left out by marks, and how many of them no longer hold; nothing where no file was given."""
+    if not files:
+        return {}
+    counts = {"keyframes": len(marked.frames), "stale": len(marked.stale)}
+    return {"excluded": {"files": [str(file) for file in files], **counts}}
 
 
 def choose_threshold(

@@ -34,12 +34,17 @@ def open_truth(store: str | Path | ObjectPath) -> TruthReader | None:
 
 
 def chosen_keyframes(
-    reader: StoreReader, scenes: Sequence[str] | None, queue_length: int, limit: int | None = None
+    reader: StoreReader,
+    scenes: Sequence[str] | None,
+    queue_length: int,
+    limit: int | None = None,
+    excluded: frozenset[tuple[str, int]] = frozenset(),
 ) -> list[tuple[str, int]]:
     """(scene, t) of the keyframes with at least one camera image in their queue; `limit` of them, evenly spaced.
 
     Args:
         scenes: `scene`, `scene:t` or `scene:first-last`, as in training's `data.exclude`; default all.
+        excluded: keyframes that are left out; they may still be in another's queue.
 
     Raises:
         CueMissing: a scene that the store does not hold.
@@ -51,6 +56,7 @@ def chosen_keyframes(
         valid = reader.scene(scene).table.camera_valid
         span = range(first, min(last + 1, len(valid)))
         found += [(scene, t) for t in span if valid[max(0, t - queue_length + 1) : t + 1].any()]
+    found = [frame for frame in found if frame not in excluded]
     if not found:
         raise EvaluationError(
             f"{reader.path}: no keyframe with an image in scenes {list(scenes or reader.scenes())}; "

@@ -167,6 +167,7 @@ def provenance_rows(results: dict[str, Any]) -> list[Row]:
     box = f"{'x'.join(map(str, grid['shape']))} voxels, {_three(grid['lower'])} to {_three(grid['upper'])} m"
     return [
         ("store", results["store"]),
+        *_excluded_rows(results),
         ("truth", results["truth"] or "none"),
         ("checkpoint", results["checkpoint"] or "not named"),
         ("weights", results["weights_digest"] or "not named"),
@@ -175,6 +176,15 @@ def provenance_rows(results: dict[str, Any]) -> list[Row]:
         ("grid", box),
         ("seconds", f"{results['seconds']:g}"),
     ]
+
+
+def _excluded_rows(results: dict[str, Any]) -> list[Row]:
+    """Keyframes that files of marks left out, and marks that no longer hold; nothing where no file was given."""
+    found = results.get("excluded")
+    if found is None:
+        return []
+    text = f"{found['keyframes']} keyframes by {', '.join(found['files'])}; {found['stale']} marks no longer hold"
+    return [("left out", text)]
 
 
 def picturesection(pictures: Sequence[KeyframePictures]) -> str:

@@ -16,7 +16,7 @@ from train.config import TrainConfig
 from train.frames import ByteCache, CachedScene, average_blocks, render_factor
 from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
 from train.sampler import StepSampler
-from train.selection import Exclusion, needed_cues
+from train.selection import Exclusion, marked_frames, needed_cues
 
 
 class KeyframeDataset(Dataset[Batch]):
@@ -30,7 +30,7 @@ class KeyframeDataset(Dataset[Batch]):
         self._cues = needed_cues(config, stage)
         self._cache_bytes = cache_bytes
         self._grid = config.model.grid.build()
-        self._excluded = Exclusion(config.data.held_out)
+        self._excluded = Exclusion(config.data.held_out, marked_frames(config).frames)
         self._reader: StoreReader | None = None
         self._scenes: dict[str, CachedScene] = {}
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 from storage.errors import CueMissing
+from storage.exclusions import Excluded, excluded_by
 from storage.reader import StoreReader
 from train.config import ConfigError, TrainConfig
 from train.frames import require_no_lidar
@@ -15,9 +16,11 @@ _FRAMES = re.compile(r"(?P<scene>.+?)(:(?P<first>\d+)(-(?P<last>\d+))?)?")
 
 
 class Exclusion:
-    """The configuration's `data.exclude`: `scene`, `scene:t` or `scene:first-last`; scene names may be patterns."""
+    """The configuration's `data.exclude`: `scene`, `scene:t` or `scene:first-last`; scene names may be patterns. And
+    `frames`: (scene, t) that files of marks exclude."""
 
-    def __init__(self, entries: tuple[str, ...]) -> None:
+    def __init__(self, entries: tuple[str, ...], frames: frozenset[tuple[str, int]] = frozenset()) -> None:
+        self._frames = frames
         self._rules: list[tuple[str, int, float]] = []
         for entry in entries:
             match = _FRAMES.fullmatch(entry)
@@ -29,7 +32,16 @@ class Exclusion:
 
     def __call__(self, scene: str, t: int) -> bool:
         """Whether this keyframe (and the sweeps after it) is excluded."""
-        return any(fnmatch.fnmatchcase(scene, name) and low <= t <= high for name, low, high in self._rules)
+        matched = any(fnmatch.fnmatchcase(scene, name) and low <= t <= high for name, low, high in self._rules)
+        return matched or (scene, t) in self._frames
+
+
+def marked_frames(config: TrainConfig, reader: StoreReader | None = None) -> Excluded:
+    """What the files of `data.exclude_files` exclude in the store as it is now. Raises StoreError for a file that
+    cannot be used."""
+    if not config.data.exclude_files:
+        return Excluded(frozenset(), ())
+    return excluded_by(reader or StoreReader(config.store), config.data.exclude_files)
 
 
 def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
@@ -56,7 +68,10 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
         CueMissing: a needed cue is committed nowhere (it names the command that makes it), or comes from LiDAR in a
             camera-only run.
     """
-    patterns, excluded = config.data.scenes or ("*",), Exclusion(config.data.held_out)
+    marked = marked_frames(config, reader)
+    patterns, excluded = config.data.scenes or ("*",), Exclusion(config.data.held_out, marked.frames)
+    if config.data.exclude_files:
+        _report_marks(config, marked)
     names = [name for name in reader.scenes() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
     if not names:
         found = ", ".join(reader.scenes()[:5]) or "none"
@@ -75,7 +90,7 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
             if not absent:
                 frames.append((name, t))
     if not considered:
-        left_out = f"data.exclude with data.validate_on = {list(config.data.held_out)}"
+        left_out = f"data.exclude, data.exclude_files with data.validate_on = {list(config.data.held_out)}"
         raise ConfigError(f"{left_out} leaves no keyframe of {len(names)} scene(s)")
     if not frames:
         worst = " ".join(cue for cue in cues if missing[cue])
@@ -92,6 +107,13 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
         for name, t in frames:
             require_no_lidar(reader.scene(name), derived, t)
     return frames
+
+
+def _report_marks(config: TrainConfig, marked: Excluded) -> None:
+    files = ", ".join(map(str, config.data.exclude_files))
+    log.warning("%d keyframes excluded by %s", len(marked.frames), files)
+    if marked.stale:
+        log.warning("%d marks no longer hold (look again), first: %s", len(marked.stale), marked.stale[0])
 
 
 def frames_again(

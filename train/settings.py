@@ -1,5 +1,6 @@
 """The sections of a training configuration: what can be set, its default and what it means."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import (
@@ -37,6 +38,9 @@ class DataConfig(Section):
     """Names or shell patterns of scenes to train on; empty: all."""
     exclude: tuple[str, ...] = ()
     """Never trained on and never a neighbour: `scene`, `scene:t` or `scene:first-last`, scene names may be patterns."""
+    exclude_files: tuple[Path, ...] = ()
+    """Files of marks, as `occflow inspect` writes them: their keyframes are left out in the same way, while the cues
+    that they were marked on are the same."""
     validate_on: tuple[str, ...] = ()
     """Held out in the same way, and what `run.validate_every` measures the losses on; empty: nothing is measured."""
     workers: NonNegativeInt = 0

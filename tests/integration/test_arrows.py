@@ -13,7 +13,7 @@ ARROWS = {
     "model": {"geometry"},
     "train": {"geometry", "storage", "model"},
     "eval": {"geometry", "storage", "model"},
-    "pipelines": {"geometry", "storage", "eval.labels"},
+    "pipelines": {"geometry", "storage", "eval.labels", "eval.inspection.report", "eval.inspection.settings"},
 }
 HEAVY = {"zarr", "prefect", "numba", "cv2", "transformers", "torchvision", "dask", "distributed"}
 
@@ -58,7 +58,7 @@ def test_training_machines_need_no_cue_packages(room: str) -> None:
 
 def test_the_command_line_loads_nothing_heavy() -> None:
     allowed = {"typer", "rich", "yaml", "functools", "os", "sys", "collections", "pathlib", "time", "typing"}
-    own = {"occflow_shell", "occflow_store", "occflow_weights"}
+    own = {"occflow_inspect", "occflow_shell", "occflow_store", "occflow_weights"}
     for module in ("occflow", *own):
         loaded = {name.split(".")[0] for name, _ in imports(ROOT / f"{module}.py", top_only=True)}
         assert loaded <= allowed | own, module

@@ -1,0 +1,25 @@
+"""Automatic exclusions: keyframes that a check with `exclude` found bad, as marks."""
+
+from eval.inspection.catalogue import BY_NAME
+from eval.inspection.run import Inspection
+from storage.exclusions import ExcludedFrame, fingerprints
+
+
+def automatic(inspection: Inspection) -> list[ExcludedFrame]:
+    """A mark for each keyframe that a check with `exclude: true` found beyond its limit; it holds until one of the cues
+    that those checks read is made anew. Only keyframes that were looked at can be among them (`--all`)."""
+    marks = []
+    for (scene, t), names in sorted(inspection.tally.excluded.items()):
+        source = inspection.inspector.reader.scene(scene)
+        cues = {cue for name in names for cue in BY_NAME[name].cues}
+        marks.append(
+            ExcludedFrame(
+                scene=scene,
+                t=t,
+                token=source.table.tokens[t],
+                by="check:" + ",".join(sorted(names)),
+                reason="; ".join(BY_NAME[name].title for name in sorted(names)),
+                fingerprints=fingerprints(source, t, cues),
+            )
+        )
+    return marks

@@ -1,0 +1,158 @@
+"""`inspect_store`: samples a store, runs every check, and says what they found as plain types (schema version 1)."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.frames import open_truth
+from eval.inspection.lidar_checks import SweepShape, sweep_shape, usual_shape
+from eval.inspection.mask_checks import Persistence
+from eval.inspection.measure import RIG, Measured, measure_keyframe, measure_table
+from eval.inspection.sampling import chosen_scenes, sample_keyframes
+from eval.inspection.settings import InspectionSettings
+from eval.inspection.table_checks import camera_offsets_ms
+from eval.inspection.tally import Tally
+from eval.inspection.verdict import result
+from eval.inspection.views import Keyframe
+from storage.errors import StoreError
+from storage.location import ObjectPath
+from storage.reader import StoreReader
+from storage.schema import CUES
+from storage.truth import TruthReader
+
+USUAL_SWEEPS = 24
+"""Sweeps, and scenes, by which it is judged what is usual in a store."""
+KEPT_SCENES = 20
+"""Scenes whose tables and records are kept in memory."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Inspector:
+    """A store that is being inspected: readers, and what is usual in it."""
+
+    reader: StoreReader
+    truth: TruthReader | None
+    settings: InspectionSettings
+    lengths: dict[str, int]
+    cues: tuple[str, ...]
+    usual: SweepShape | None
+    usual_offset_ms: np.ndarray
+    _seen: set[str] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, store: str | Path | ObjectPath, settings: InspectionSettings) -> "Inspector":
+        """Open a store. Raises StoreError, EvaluationError."""
+        reader = StoreReader(store)
+        names = chosen_scenes(reader, settings)
+        lengths = {name: reader.scene(name).length for name in names}
+        drawn = settings.model_copy(update={"every": False, "sample": USUAL_SWEEPS})
+        some = sample_keyframes(lengths, drawn)
+        cues = tuple(c for c in CUES if any(reader.scene(scene).has(c, t) for scene, t in some))
+        offsets = [_offsets(reader, scene) for scene in dict.fromkeys(scene for scene, _ in some)]
+        usual = np.nanmedian(np.concatenate(offsets), axis=0) if offsets else np.zeros(0)
+        return cls(reader, open_truth(reader.path), settings, lengths, cues, _usual(reader, some), usual)
+
+    def forget(self, scene: str) -> None:
+        """Open the readers anew once `KEPT_SCENES` scenes went by: they keep every table and record they have read."""
+        self._seen.add(scene)
+        if len(self._seen) > KEPT_SCENES:
+            self._seen = {scene}
+            self.reader = StoreReader(self.reader.path)
+            self.truth = open_truth(self.reader.path)
+
+    def keyframe(self, scene: str, t: int) -> Keyframe:
+        """One keyframe, nothing read yet. Raises CueMissing, IndexError."""
+        source = self.reader.scene(scene)
+        if not 0 <= t < source.length:
+            raise IndexError(f"scene {scene!r} has keyframes 0 to {source.length - 1}, not {t}")
+        truth = self.truth.scene(scene) if self.truth is not None and scene in self.truth.scenes() else None
+        return Keyframe(source, self.reader.attributes, t, truth)
+
+    def measure(self, keyframe: Keyframe) -> list[Measured]:
+        """All values of a keyframe and its cameras, less what its scene's table tells."""
+        return list(measure_keyframe(keyframe, self.cues, self.usual))
+
+    def all_values(self, keyframe: Keyframe) -> list[Measured]:
+        """The same with the table's values."""
+        table = measure_table(keyframe.scene.name, keyframe.table, self.usual_offset_ms)
+        return [*self.measure(keyframe), *(one for one in table if one.t == keyframe.t)]
+
+
+def _offsets(reader: StoreReader, scene: str) -> np.ndarray:
+    offsets = camera_offsets_ms(reader.scene(scene).table)
+    return np.where(np.isnan(offsets).all(axis=0), 0.0, offsets)
+
+
+def _usual(reader: StoreReader, some: list[tuple[str, int]]) -> SweepShape | None:
+    shapes = []
+    for scene, t in some:
+        if reader.scene(scene).has("lidar", t):
+            cue = reader.scene(scene).lidar(t)
+            points = cue.points[:, :3].astype(np.float64)
+            points = points[np.isfinite(points).all(axis=1)]
+            if len(points):
+                shapes.append(sweep_shape(points, np.nan_to_num(cue.origin.astype(np.float64))))
+    return usual_shape(shapes) if shapes else None
+
+
+@dataclass
+class Inspection:
+    """What an inspection found: `result` is the JSON twin; the inspector can draw what it names."""
+
+    inspector: Inspector
+    tally: Tally
+    frames: list[tuple[str, int]]
+    result: dict[str, Any]
+
+
+def inspect_store(
+    store: str | Path | ObjectPath, settings: InspectionSettings | None = None, progress: Progress | None = None
+) -> Inspection:
+    """Run every check on a sample of a store's keyframes, and the table checks on all of them.
+
+    Memory does not grow with the store: one keyframe is decoded at a time, values go into histograms.
+
+    Args:
+        progress: called with keyframes done and to do.
+
+    Raises:
+        StoreError: no store, or one of another schema version. What is damaged inside is reported instead.
+        EvaluationError: an unknown scene, or nothing committed.
+    """
+    started = time.perf_counter()
+    settings = settings or InspectionSettings()
+    inspector, tally = Inspector.open(store, settings), Tally(settings)
+    for scene in inspector.lengths:
+        inspector.forget(scene)
+        for measured in measure_table(scene, inspector.reader.scene(scene).table, inspector.usual_offset_ms):
+            tally.add(measured)
+    frames = sample_keyframes(inspector.lengths, settings)
+    persistence = [Persistence() for _ in inspector.reader.attributes.cameras]
+    unreadable: list[str] = []
+    for number, (scene, t) in enumerate(frames):
+        inspector.forget(scene)
+        try:
+            keyframe = inspector.keyframe(scene, t)
+            for measured in inspector.measure(keyframe):
+                tally.add(measured)
+            for view in keyframe.cameras():
+                if view.masks is not None:
+                    persistence[view.c].add(scene, view.masks > 0)
+        except StoreError as error:
+            unreadable.append(f"{scene}:{t}: {error}")
+            tally.note("coverage", 0.0, scene, t, RIG)
+        if progress is not None:
+            progress(number + 1, len(frames))
+    for c, one in enumerate(persistence):
+        if not np.isnan(one.share()):
+            tally.note("mask_own_car", one.share(), "", RIG, c)
+    tally.close()
+    found = result(inspector.reader, settings, inspector.lengths, frames, tally, unreadable)
+    found["seconds"] = round(time.perf_counter() - started, 1)
+    found["cues"], found["truth"] = list(inspector.cues), inspector.truth is not None
+    return Inspection(inspector, tally, frames, found)

@@ -1,0 +1,100 @@
+"use strict";
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const at = { scene: 0, t: 0, camera: 0, a: "image", b: "masks", swipe: 100 };
+let asked = 0, now = null;
+
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value); else node.setAttribute(key, value);
+  }
+  node.append(...children.map((child) => (child instanceof Node ? child : document.createTextNode(String(child)))));
+  return node;
+}
+const length = () => DATA.scenes[at.scene][1];
+const query = (more) => new URLSearchParams({ scene: DATA.scenes[at.scene][0], t: at.t,
+  camera: DATA.cameras[at.camera], ...more }).toString();
+const place = () => `${DATA.scenes[at.scene][0]} · keyframe ${at.t} of ${length()} · ${DATA.cameras[at.camera]}`;
+
+function controls() {
+  const bar = $("controls");
+  const choice = (label, id, options, change) => bar.append(el("label", {}, label, el("select", { id, onchange: change },
+    ...options.map((text, k) => el("option", { value: k }, text)))));
+  choice("scene", "scene", DATA.scenes.map(([name]) => name), (event) => go({ scene: Number(event.target.value), t: 0 }));
+  bar.append(el("label", {}, "keyframe", el("input", { type: "range", id: "frame", min: 0, max: length() - 1, value: 0,
+    oninput: (event) => go({ t: Number(event.target.value) }) })));
+  for (const side of ["a", "b"]) {
+    choice(side === "a" ? "layer" : "swipe to", side, DATA.layers, (event) => go({ [side]: DATA.layers[event.target.value] }));
+  }
+  bar.append(el("label", {}, "swipe", el("input", { type: "range", id: "swipe", min: 0, max: 100, value: at.swipe,
+    oninput: (event) => { at.swipe = Number(event.target.value); swipe(); } })));
+  DATA.cameras.forEach((name, k) => bar.append(el("button", { class: "camera", onclick: () => go({ camera: k }) }, name)));
+  bar.append(el("button", { id: "reject", class: "reject", onclick: reject }, "reject keyframe"));
+}
+function swipe() { $("over").style.clipPath = `inset(0 0 0 ${at.swipe}%)`; }
+function show(image, layer) {
+  image.style.visibility = "hidden";
+  image.onload = () => { image.style.visibility = ""; };
+  image.src = `api/picture?${query({ layer })}`;
+  image.alt = layer;
+}
+async function go(change) {
+  Object.assign(at, change);
+  at.scene = Math.min(DATA.scenes.length - 1, Math.max(0, at.scene));
+  at.t = Math.min(length() - 1, Math.max(0, at.t));
+  $("title").textContent = place();
+  $("scene").value = at.scene;
+  $("frame").max = length() - 1;
+  $("frame").value = at.t;
+  for (const side of ["a", "b"]) $(side).value = DATA.layers.indexOf(at[side]);
+  document.querySelectorAll("button.camera").forEach((node, k) => node.classList.toggle("on", k === at.camera));
+  show($("under"), at.a);
+  show($("over"), at.b);
+  const [left, right] = $("stack").querySelectorAll("p");
+  left.textContent = at.a;
+  right.textContent = at.b;
+  swipe();
+  const mine = ++asked;
+  const reply = await fetch(`api/values?${query({})}`);
+  if (mine !== asked) return;
+  now = reply.ok ? await reply.json() : { token: "", values: [], fingerprints: {} };
+  const own = now.values.filter((row) => !row.camera || row.camera === DATA.cameras[at.camera]);
+  $("values").replaceChildren(...own.map((row) => el("span", { class: row.bad ? "bad" : "" },
+    `${row.check} ${Number(row.value.toPrecision(3))} ${row.unit}`)));
+}
+async function reject() {
+  if (!now) return;
+  const bad = now.values.filter((row) => row.bad).map((row) => row.check);
+  const mark = { scene: DATA.scenes[at.scene][0], t: at.t, token: now.token, by: "reviewer",
+    reason: [...new Set(bad)].join(", "), fingerprints: now.fingerprints };
+  const reply = await fetch("api/exclusions", { method: "POST", headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ schema: "occflow.exclusions", schema_version: 1, store: DATA.store, frames: [mark] }) });
+  const text = await reply.text();
+  $("tray").hidden = false;
+  $("tray").firstElementChild.textContent = reply.ok ? JSON.parse(text).message : text;
+}
+let waiting = null;
+$("stack").addEventListener("mousemove", (event) => {
+  const box = $("under").getBoundingClientRect();
+  const u = Math.floor(((event.clientX - box.left) / box.width) * DATA.size[1]);
+  const v = Math.floor(((event.clientY - box.top) / box.height) * DATA.size[0]);
+  if (u < 0 || v < 0 || u >= DATA.size[1] || v >= DATA.size[0]) return;
+  clearTimeout(waiting);
+  waiting = setTimeout(async () => {
+    const reply = await fetch(`api/probe?${query({ u, v })}`);
+    if (!reply.ok) return;
+    const found = await reply.json();
+    $("probe").textContent = Object.entries(found).map(([k, x]) => `${k} ${Array.isArray(x) ? x.join(", ") : x ?? "none"}`).join("   ");
+  }, 60);
+});
+document.addEventListener("keydown", (event) => {
+  if (["INPUT", "SELECT"].includes(event.target.tagName) || event.ctrlKey || event.metaKey) return;
+  const moves = { ArrowRight: { t: at.t + 1 }, ArrowLeft: { t: at.t - 1 }, ArrowDown: { scene: at.scene + 1, t: 0 },
+    ArrowUp: { scene: at.scene - 1, t: 0 } };
+  if (moves[event.key]) { event.preventDefault(); go(moves[event.key]); }
+  else if (/^[1-9]$/.test(event.key) && Number(event.key) <= DATA.cameras.length) go({ camera: Number(event.key) - 1 });
+  else if (event.key === "x") reject();
+});
+controls();
+go({});

@@ -1,0 +1,274 @@
+"use strict";
+// Everything from the store reaches the page as text: nothing here parses markup.
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const RESULT = DATA.result, CARDS = DATA.cards;
+const BY_NAME = Object.fromEntries(RESULT.checks.map((c) => [c.name, c]));
+const $ = (id) => document.getElementById(id);
+
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (key === "class") node.className = value;
+    else node.setAttribute(key, value);
+  }
+  node.append(...children.map((child) => (child instanceof Node ? child : document.createTextNode(String(child)))));
+  return node;
+}
+function number(value) {
+  if (value === null || value === undefined) return "–";
+  if (Number.isInteger(value)) return value.toLocaleString("en");
+  return Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+}
+const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(part && part < 0.1 * whole ? 1 : 0)} %` : "–");
+const isBad = (check, value) => (check.low ? value < check.limit : value > check.limit);
+
+function svg(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+function histogram(check) {
+  const { low, high, counts } = check.histogram, width = 190, height = 40, most = Math.max(...counts, 1);
+  const step = width / counts.length, root = svg("svg", { width, height: height + 12, role: "img" });
+  counts.forEach((count, k) => {
+    if (!count) return;
+    const middle = low + ((k + 0.5) * (high - low)) / counts.length;
+    const tall = Math.max(1.5, height * Math.sqrt(count / most));
+    root.append(svg("rect", { x: k * step, y: height - tall, width: Math.max(1, step - 0.6), height: tall,
+      fill: isBad(check, middle) ? "#b91c1c" : "#64748b" }));
+  });
+  const at = Math.min(width - 1, Math.max(0, ((check.limit - low) / (high - low)) * width));
+  root.append(svg("line", { x1: at, x2: at, y1: 0, y2: height, stroke: "#111", "stroke-dasharray": "3 2" }));
+  const text = (x, anchor, value) => {
+    const node = svg("text", { x, y: height + 11, "font-size": 10, fill: "#6b7280", "text-anchor": anchor });
+    node.textContent = number(value);
+    root.append(node);
+  };
+  text(0, "start", low);
+  text(width, "end", high);
+  root.append(svg("title", {}));
+  root.lastChild.textContent = "root of counts; dashed: limit";
+  return root;
+}
+
+function head() {
+  $("title").textContent = `Label quality: ${RESULT.store}`;
+  const s = RESULT.sample;
+  const sample = s.all ? `all ${s.of} keyframes` : `${s.keyframes} of ${s.of} keyframes, drawn with seed ${s.seed}`;
+  $("lead").textContent = `${RESULT.dataset}, ${s.scenes} scenes, ${RESULT.cameras.length} cameras. Pixels of ${sample} ` +
+    `were read, and the tables of all; ${RESULT.seconds} s.`;
+  const count = (state) => RESULT.checks.filter((c) => c.state === state).length;
+  const words = { pass: "Nothing stands against training on these labels.",
+    warn: "Usable; some images are beyond a limit.", fail: "Do not train on these labels before you have looked." };
+  const failing = RESULT.checks.filter((c) => c.state === "fail").map((c) => c.title).join("; ");
+  $("verdict").classList.add(RESULT.verdict);
+  $("verdict").append(el("strong", {}, { pass: "Pass", warn: "Warnings", fail: "Fail" }[RESULT.verdict]),
+    el("span", {}, words[RESULT.verdict], failing ? ` Failing: ${failing}.` : "",
+      ` ${count("pass")} checks pass, ${count("warn")} warn, ${count("fail")} fail, ${count("none")} not measured.`));
+  for (const line of RESULT.unreadable) $("verdict").after(el("p", { class: "note" }, `Could not be read: ${line}`));
+}
+
+function checks() {
+  const order = { fail: 0, warn: 1, pass: 2, none: 3 };
+  const rows = [...RESULT.checks].sort((a, b) => order[a.state] - order[b.state]).map((c) => el("tr",
+    { class: "row", "data-check": c.name, onclick: () => choose("check", c.name) },
+    el("td", {}, el("span", { class: `state ${c.state}` }, c.state)),
+    el("td", {}, el("div", { class: "title" }, c.title),
+      el("div", { class: "why" }, c.measures, c.state === "fail" || c.state === "warn" ? ` → ${c.meaning}` : "")),
+    el("td", { class: "number" }, c.count ? `${number(c.value)} ${c.unit}` : "–"),
+    el("td", { class: "number" }, `${c.low ? "≥" : "≤"} ${number(c.limit)}`),
+    el("td", { class: "number" }, c.count ? `${number(c.bad)} of ${number(c.count)} (${percent(c.bad, c.count)})` : "–"),
+    el("td", { class: "number" }, percent(c.share_allowed, 1)),
+    el("td", {}, c.count ? histogram(c) : "")));
+  const names = ["", "check", "median", "limit", "beyond it", "allowed", "distribution"];
+  $("checks").append(el("thead", {}, el("tr", {}, ...names.map((n) => el("th", {}, n)))), el("tbody", {}, ...rows));
+}
+
+function residual() {
+  const found = RESULT.static_residual, box = $("residual");
+  if (!found.depth) { box.append(el("p", { class: "empty" }, "Needs LiDAR and flow: not measured.")); return; }
+  const edges = found.depth_edges_m;
+  const rows = found.depth.map(([count, u, v, length], k) => el("tr", {},
+    el("td", {}, edges[k + 1] === null ? `over ${edges[k]} m` : `${edges[k]} to ${edges[k + 1]} m`),
+    ...[count, u, v, length].map((value) => el("td", { class: "number" }, number(value)))));
+  box.append(el("div", {}, el("h3", {}, "Residual by depth, px"), el("table", {}, el("thead", {}, el("tr", {},
+    ...["depth", "points", "median u", "median v", "mean length"].map((n) => el("th", {}, n)))), el("tbody", {}, ...rows))));
+  const most = Math.max(...found.region.map((r) => r[3]), 1e-6);
+  box.append(el("div", {}, el("h3", {}, "By image region: median u, v; mean length, px"), el("div", { class: "regions" },
+    ...found.region.map(([count, u, v, length]) => el("div",
+      { style: `background: rgba(185, 28, 28, ${count ? (0.35 * length) / most : 0})`, title: `${count} points` },
+      count ? `${number(u)}, ${number(v)}; ${number(length)}` : "–")))));
+  const motions = Object.entries(found.camera_motion).map(([camera, m]) => el("tr", {},
+    el("td", {}, camera === "-1" ? "all cameras" : RESULT.cameras[camera]),
+    el("td", { class: "number" }, m.metres.map((x) => x.toFixed(3)).join(", ")),
+    el("td", { class: "number" }, m.degrees.map((x) => x.toFixed(3)).join(", "))));
+  box.append(el("div", {}, el("h3", {}, "Camera motion that would explain it (median; x forward, y left, z up)"),
+    el("table", {}, el("thead", {}, el("tr", {}, ...["camera", "metres", "degrees"].map((n) => el("th", {}, n)))),
+      el("tbody", {}, ...motions))));
+}
+
+function against() {
+  const other = RESULT.against;
+  if (!other) return;
+  $("against").hidden = false;
+  const rows = other.checks.map((c) => el("tr", {},
+    el("td", {}, el("span", { class: `state ${c.worse ? "fail" : c.better ? "pass" : "none"}` },
+      c.worse ? "worse" : c.better ? "better" : "same")),
+    el("td", { class: "title" }, c.title),
+    el("td", { class: "number" }, `${number(c.other)} → ${number(c.own)} ${c.unit}`),
+    el("td", { class: "number" }, `${number(c.median_difference)} [${number(c.low)}, ${number(c.high)}]`),
+    el("td", { class: "number" }, number(c.pairs)),
+    el("td", { class: "number" }, `${c.newly_bad.count} newly bad, ${c.newly_good} repaired`),
+    el("td", { class: "why" }, c.newly_bad.frames.slice(0, 6).map((f) => `${f.scene}:${f.t}`).join(", "))));
+  const names = ["", "check", "median, other → this", "paired difference (95 %)", "pairs", "frames", "first of them"];
+  $("against").lastElementChild.append(el("p", { class: "lead" }, `Other: ${other.store}; ${other.keyframes} common keyframes.`),
+    el("table", {}, el("thead", {}, el("tr", {}, ...names.map((n) => el("th", {}, n)))), el("tbody", {}, ...rows)));
+}
+
+function coverage() {
+  const found = RESULT.coverage;
+  $("coverage").append(el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "scene"),
+    ...found.cues.map((c) => el("th", {}, c)))), el("tbody", {}, ...found.scenes.map((row) => el("tr", {},
+    el("td", {}, row.scene), ...found.cues.map((c) => el("td", {}, el("span", { class: `state ${row[c]}` }, row[c]))))))));
+  if (found.scenes_left_out) $("coverage").append(el("p", {}, `and ${found.scenes_left_out} more, see occflow status`));
+}
+function provenance() {
+  const keys = ["cue", "licence", "weights_digest", "config_digest", "configurations", "code_version", "units"];
+  $("provenance").append(el("table", {}, el("thead", {}, el("tr", {}, ...keys.map((k) => el("th", {}, k)))),
+    el("tbody", {}, ...RESULT.provenance.map((row) => el("tr", {}, ...keys.map((k) =>
+      el("td", {}, k.endsWith("digest") ? String(row[k]).slice(0, 12) || "–" : row[k])))))));
+}
+
+// Filters. A card is a picture with values; layers A and B are shared by all cards, the slider swipes between them.
+const chosen = { why: "", check: "", scene: "", camera: "", class: "", bad: false, a: "image", b: "", swipe: 50 };
+const marks = new Map();
+let current = -1;
+const key = (card) => `${card.scene}:${card.t}`;
+
+function choose(name, value) {
+  chosen[name] = chosen[name] === value && name === "check" ? "" : value;
+  const input = document.querySelector(`[data-filter="${name}"]`);
+  if (input) input.value = chosen[name];
+  document.querySelectorAll("#checks tr.row").forEach((row) =>
+    row.classList.toggle("chosen", row.dataset.check === chosen.check));
+  draw();
+}
+function filters() {
+  const bar = $("filters");
+  const select = (name, label, options) => bar.append(el("label", {}, label, el("select",
+    { "data-filter": name, onchange: (event) => choose(name, event.target.value) },
+    ...options.map(([value, text]) => el("option", { value }, text)))));
+  const among = (values) => [["", "all"], ...[...new Set(values)].sort().map((v) => [v, v])];
+  select("why", "shown", [["", "worst and random"], ["worst", "worst"], ["random", "random"]]);
+  select("check", "check", [["", "all"], ...RESULT.checks.filter((c) => c.count).map((c) => [c.name, c.title])]);
+  select("scene", "scene", among(CARDS.map((c) => c.scene)));
+  select("camera", "camera", among(CARDS.map((c) => c.camera || "")).filter(([v], k) => k === 0 || v));
+  select("class", "class", among(CARDS.flatMap((c) => c.classes || [])));
+  const layers = [...new Set(CARDS.flatMap((c) => Object.keys(c.pictures || {})))].map((n) => [n, n]);
+  select("a", "layer", layers);
+  select("b", "swipe to", [["", "nothing"], ...layers]);
+  bar.append(el("label", {}, "swipe", el("input", { type: "range", min: 0, max: 100, value: 50, id: "swipe",
+    oninput: (event) => { chosen.swipe = Number(event.target.value); swipe(); } })));
+  bar.append(el("button", { id: "only-bad", onclick: (event) => {
+    chosen.bad = !chosen.bad; event.target.classList.toggle("on", chosen.bad); draw(); } }, "only beyond a limit"));
+  bar.append(el("span", { class: "tag", id: "shown" }));
+  if (DATA.legend) bar.after(el("img", { class: "legend", src: DATA.legend, alt: "colour scales" }));
+}
+const badNames = (card) => Object.entries(card.values || {}).filter(([n, v]) => BY_NAME[n] && isBad(BY_NAME[n], v)).map(([n]) => n);
+function visible(card) {
+  const bad = badNames(card);
+  return (!chosen.why || card.why === chosen.why) && (!chosen.scene || card.scene === chosen.scene) &&
+    (!chosen.camera || card.camera === chosen.camera) && (!chosen.class || (card.classes || []).includes(chosen.class)) &&
+    (!chosen.check || card.check === chosen.check || bad.includes(chosen.check)) && (!chosen.bad || bad.length > 0);
+}
+function picture(card) {
+  const stack = el("div", { class: "stack" }), own = (card.pictures || {})[chosen.a], other = (card.pictures || {})[chosen.b];
+  if (own) stack.append(el("img", { src: own, alt: chosen.a }));
+  else stack.append(el("span", { class: "tag" }, card.error || `no ${chosen.a} here`));
+  stack.append(el("p", {}, chosen.a));
+  if (own && other) {
+    stack.append(el("img", { src: other, alt: chosen.b, class: "over" }), el("p", { class: "right" }, chosen.b));
+  }
+  return stack;
+}
+function card(one) {
+  const bad = new Set(badNames(one)), rejected = marks.has(key(one));
+  const values = Object.entries(one.values || {}).map(([name, value]) => {
+    const check = BY_NAME[name];
+    return el("span", { class: bad.has(name) ? "bad" : "", title: check ? check.measures : "" },
+      `${check ? check.title : name} ${number(value)}`);
+  });
+  const reject = el("button", { class: `reject${rejected ? " on" : ""}`, onclick: () => mark(one) },
+    rejected ? "rejected" : "reject keyframe");
+  const copy = el("button", { class: "copy", onclick: () => copyText(one.command, copy) }, "copy");
+  return el("div", { class: `card${rejected ? " rejected" : ""}`, "data-key": key(one) },
+    el("header", {}, el("b", {}, `${one.scene} · ${one.t} · ${one.camera || ""}`),
+      el("span", { class: "tag" }, one.why === "worst" && BY_NAME[one.check] ? `worst: ${BY_NAME[one.check].title}` : one.why)),
+    picture(one), el("div", { class: "values" }, ...values),
+    el("div", { class: "command" }, el("code", { title: one.command || "" }, one.command || ""), copy, reject));
+}
+function copyText(text, button) {
+  const done = () => { button.textContent = "copied"; };
+  if (navigator.clipboard && window.isSecureContext) { navigator.clipboard.writeText(text).then(done, () => select(button)); }
+  else select(button);
+}
+function select(button) {
+  // Without a clipboard (file://) the command is selected: Ctrl+C copies it.
+  const range = document.createRange();
+  range.selectNodeContents(button.parentElement.querySelector("code"));
+  getSelection().removeAllRanges();
+  getSelection().addRange(range);
+  try { if (document.execCommand("copy")) button.textContent = "copied"; } catch { button.textContent = "Ctrl+C"; }
+}
+function swipe() {
+  document.querySelectorAll("img.over").forEach((image) => { image.style.clipPath = `inset(0 0 0 ${chosen.swipe}%)`; });
+}
+let shown = [];
+function draw() {
+  shown = CARDS.filter(visible);
+  $("cards").replaceChildren(...(shown.length ? shown.map(card) : [el("p", { class: "empty" }, "No card matches.")]));
+  $("shown").textContent = `${shown.length} of ${CARDS.length}; keys: j, k, x`;
+  swipe();
+  focusCard();
+}
+function focusCard() {
+  document.querySelectorAll(".card").forEach((node, k) => node.classList.toggle("current", k === current));
+}
+function mark(one) {
+  if (marks.has(key(one))) marks.delete(key(one));
+  else marks.set(key(one), { scene: one.scene, t: one.t, token: one.token || "", by: "reviewer",
+    reason: badNames(one).join(", ") || one.why, fingerprints: one.fingerprints || {} });
+  tray();
+  draw();
+}
+function tray() {
+  $("tray").hidden = !marks.size;
+  $("tray").firstElementChild.textContent = `${marks.size} keyframe${marks.size === 1 ? "" : "s"} rejected`;
+}
+function exclusions() {
+  return JSON.stringify({ schema: "occflow.exclusions", schema_version: 1, store: RESULT.store, frames: [...marks.values()] }, null, 1);
+}
+async function save() {
+  if (DATA.served) {
+    const reply = await fetch("api/exclusions", { method: "POST", headers: { "Content-Type": "application/json" }, body: exclusions() });
+    const text = await reply.text();
+    $("tray").firstElementChild.textContent = reply.ok ? JSON.parse(text).message : `not written: ${text}`;
+    return;
+  }
+  const link = el("a", { href: URL.createObjectURL(new Blob([exclusions()], { type: "application/json" })), download: "exclusions.json" });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || ["INPUT", "SELECT"].includes(event.target.tagName)) return;
+  if (event.key === "j" || event.key === "k") {
+    current = Math.min(shown.length - 1, Math.max(0, current + (event.key === "j" ? 1 : -1)));
+    focusCard();
+    const node = document.querySelectorAll(".card")[current];
+    if (node) node.scrollIntoView({ block: "center" });
+  } else if (event.key === "x" && shown[current]) mark(shown[current]);
+});
+$("export").addEventListener("click", save);
+head(); checks(); against(); residual(); filters(); coverage(); provenance(); draw();

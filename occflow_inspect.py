@@ -1,0 +1,129 @@
+"""`occflow inspect`: the label-quality page and its JSON twin, one image as a full-size sheet, or the whole store
+served on this machine."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from occflow_shell import CommandError, names, out, say, verb
+
+_COLOURS = {"fail": "red", "warn": "yellow", "pass": "green", "none": "dim"}
+
+
+@verb
+def inspect(
+    store: Annotated[str, typer.Argument(help="A cue store: a path, or s3://bucket/….zarr.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of page and JSON; default beside it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with thresholds and sizes (docs/inspection.md).")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Keyframes whose pixels are read.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Read all keyframes.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the sample.")] = None,
+    scenes: Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")] = None,
+    against: Annotated[str | None, typer.Option(help="Another store to compare with, frame by frame.")] = None,
+    exclude: Annotated[
+        Path | None, typer.Option(help="Write keyframes that checks with `exclude` reject here.")
+    ] = None,
+    scene: Annotated[str | None, typer.Option(help="With --frame: one image as a full-size sheet.")] = None,
+    frame: Annotated[int | None, typer.Option(min=0, help="Keyframe of --scene.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Camera of --scene and --frame; default all.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Offer the page and the whole store on this machine.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve.")] = 8765,
+    host: Annotated[str, typer.Option(help="Of --serve; any but 127.0.0.1 lets others in.")] = "127.0.0.1",
+) -> None:
+    """Whether a store's labels can be trained on: checks, a page that shows where they fail, marks that exclude."""
+    from eval.inspection.report import beside, make_report
+    from eval.inspection.settings import load_settings
+
+    given: dict[str, Any] = {"sample": sample, "every": every or None, "seed": seed, "scenes": names(scenes)}
+    settings, folder = load_settings(config, **given), out_dir or beside(store)
+    if scene is not None or frame is not None:
+        _sheets(store, settings, folder, scene, frame, camera)
+        return
+    with Progress(console=out, transient=True) as bar:
+        task = bar.add_task("inspect", total=None)
+
+        def tick(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        made = make_report(store, folder, settings, against, tick)
+    _show(made.inspection.result)
+    if exclude is not None:
+        _exclude(made.inspection, exclude)
+    say(f"{made.page}, {made.twin}")
+    if serve:
+        _serve(made, folder, host, port)
+        return
+    say(f"next: open {made.page}, or occflow inspect {store} --serve")
+
+
+def _show(result: dict[str, Any]) -> None:
+    """The checks as a table, worst first."""
+    table = Table("", "check", "median", "limit", "beyond it", "allowed", box=None)
+    for check in sorted(result["checks"], key=lambda check: list(_COLOURS).index(check["state"])):
+        state = f"[{_COLOURS[check['state']]}]{check['state']}[/]"
+        if not check["count"]:
+            table.add_row(state, check["title"], "not measured")
+            continue
+        sign = ">=" if check["low"] else "<="
+        limit, share = f"{sign} {check['limit']:g} {check['unit']}", f"{check['share_allowed']:.0%}"
+        table.add_row(
+            state, check["title"], f"{check['value']:.3g}", limit, f"{check['bad']} of {check['count']}", share
+        )
+    out.print(table)
+    for line in result["unreadable"]:
+        say(f"could not be read: {line}")
+    for check in result["checks"]:
+        if check["state"] == "fail":
+            say(f"{check['title']}: {check['meaning']}")
+    sample = result["sample"]
+    say(f"{result['verdict']}: {sample['keyframes']} of {sample['of']} keyframes, {result['seconds']:g} s")
+
+
+def _exclude(found: Any, path: Path) -> None:
+    """Write the automatic exclusions, keeping the marks that a reviewer made in the same file."""
+    from eval.inspection.reject import automatic
+    from storage.exclusions import merged, read_exclusions, write_exclusions
+
+    kept = [mark for mark in read_exclusions(path) if not mark.by.startswith("check:")] if path.exists() else []
+    marks = automatic(found)
+    write_exclusions(path, merged(kept, marks), found.result["store"])
+    say(f"{len(marks)} keyframes excluded by checks, {len(kept)} marks of reviewers kept -> {path}")
+    say(f"next: occflow train CONFIG --set data.exclude_files=[{path}]")
+
+
+def _sheets(store: str, settings: Any, folder: Path, scene: str | None, frame: int | None, camera: str | None) -> None:
+    from eval.inspection.frame_sheet import frame_sheet, save_sheet
+    from eval.inspection.run import Inspector
+
+    if scene is None or frame is None:
+        raise CommandError("--scene and --frame go together: which keyframe of which scene is to be drawn")
+    inspector = Inspector.open(store, settings.model_copy(update={"scenes": (scene,)}))
+    cameras = inspector.reader.attributes.cameras
+    if camera is not None and camera not in cameras:
+        raise CommandError(f"--camera {camera}: the store has {', '.join(cameras)}")
+    length = inspector.lengths[scene]
+    if frame >= length:
+        raise CommandError(f"--frame {frame}: scene {scene} has keyframes 0 to {length - 1}")
+    keyframe = inspector.keyframe(scene, frame)
+    values = inspector.all_values(keyframe)
+    for view in keyframe.cameras():
+        if camera in (None, cameras[view.c]):
+            name = f"{scene}-{frame:05d}-{cameras[view.c]}.png"
+            say(str(save_sheet(frame_sheet(view, values, settings), folder / name)))
+
+
+def _serve(made: Any, folder: Path, host: str, port: int) -> None:
+    from eval.inspection.serve import make_server
+
+    server = make_server(made.inspection, made.cards, folder, host, port)
+    address = f"http://{host}:{server.server_address[1]}/"
+    say(f"{address} (report), {address}browse (every keyframe); marks go to {folder / 'exclusions.json'}; Ctrl+C ends")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        say("ended")
+    finally:
+        server.server_close()

@@ -1,0 +1,127 @@
+"""Labels corrupted on purpose turn exactly the intended checks red."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.inspection.run import inspect_store
+from storage.schema import INVALID_FLOW, SceneTable
+
+Arrays = dict[str, dict[str, np.ndarray]]
+Change = Callable[[SceneTable, Arrays], SceneTable]
+
+
+def pose_shifted(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Every second keyframe's poses lie 0.3 m to the left of where the car was."""
+    own, cameras = table.global_from_ego.copy(), table.camera_global_from_ego.copy()
+    own[1::2, :3, 3] += 0.3 * own[1::2, :3, 1]
+    cameras[1::2, ..., :3, 3] += 0.3 * cameras[1::2, ..., :3, 1]
+    return replace(table, global_from_ego=own, camera_global_from_ego=cameras)
+
+
+def camera_late(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Cameras' times are 50 ms late in the table; poses are right."""
+    return replace(table, camera_timestamp_us=table.camera_timestamp_us + 50_000)
+
+
+def change_flow(factor: float) -> Change:
+    """The flow to the next keyframe multiplied by a factor."""
+
+    def change(table: SceneTable, arrays: Arrays) -> SceneTable:
+        stored = arrays["flow_next"]["flow/next/flow"]
+        scaled = np.rint(stored.astype(np.float64) * factor)
+        invalid = (stored == INVALID_FLOW) | (np.abs(scaled) > 32767)
+        arrays["flow_next"]["flow/next/flow"] = np.where(invalid, INVALID_FLOW, scaled).astype(np.int16)
+        return table
+
+    return change
+
+
+def noisy_flow(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Patches of the flow belong to other places of the image."""
+    stored = arrays["flow_next"]["flow/next/flow"]
+    valid = stored != INVALID_FLOW
+    noise = np.random.default_rng(0).normal(0, 64 * 4, stored.shape)
+    arrays["flow_next"]["flow/next/flow"] = np.where(valid, stored + noise, stored).astype(np.int16)
+    return table
+
+
+def cameras_swapped(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Everything that was seen by one camera is stored as the other's."""
+    for cue, names in {
+        "images": ("images", "images_length"),
+        "masks": ("masks/instance", "masks/table"),
+        "flow_next": ("flow/next/flow", "flow/next/confidence"),
+        "flow_prev": ("flow/prev/flow", "flow/prev/confidence"),
+    }.items():
+        for name in names:
+            arrays[cue][name] = arrays[cue][name][:, ::-1].copy()
+    return table
+
+
+def instances_dropped(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Every second keyframe lacks its masks."""
+    arrays["masks"]["masks/instance"][1::2] = 0
+    arrays["masks"]["masks/table"][1::2] = 0
+    return table
+
+
+def masks_shifted(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Masks lie 8 px to the right of what they mask."""
+    arrays["masks"]["masks/instance"] = np.roll(arrays["masks"]["masks/instance"], 8, axis=-1)
+    return table
+
+
+def lidar_turned(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """The LiDAR's points are turned by one degree about the vertical."""
+    angle = np.radians(1.0)
+    points = arrays["lidar"]["lidar/points"]
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)
+    points[..., :2] = points[..., :2] @ turn.T
+    return table
+
+
+def image_frozen(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """One image came twice."""
+    for name in ("images", "images_length"):
+        arrays["images"][name][3, 0] = arrays["images"][name][2, 0]
+    return table
+
+
+CORRUPTIONS: dict[str, tuple[Change, set[str]]] = {
+    "pose shifted by 0.3 m": (pose_shifted, {"static_bias"}),
+    "camera time off by 50 ms": (camera_late, {"pose_time"}),
+    "flow zeroed": (change_flow(0.0), {"photometric", "static_bias", "flow_round_trip"}),
+    "flow negated": (change_flow(-1.0), {"photometric", "static_bias", "flow_round_trip"}),
+    "flow scaled": (change_flow(1.3), {"photometric", "static_bias", "flow_round_trip"}),
+    "flow noisy": (noisy_flow, {"photometric", "static_scatter", "flow_round_trip"}),
+    "cameras swapped": (cameras_swapped, {"static_bias", "static_scatter", "lidar_alignment"}),
+    "instances dropped": (instances_dropped, {"mask_flicker"}),
+    "masks shifted by 8 px": (masks_shifted, {"mask_edges"}),
+    "LiDAR turned by 1 degree": (lidar_turned, {"lidar_alignment"}),
+    "one image frozen": (image_frozen, {"frozen"}),
+}
+TRUTH = {"truth_flow", "truth_masks", "truth_depth"}
+
+
+def red(store: Path) -> set[str]:
+    """Checks that fail."""
+    return {check["name"] for check in inspect_store(store).result["checks"] if check["state"] == "fail"}
+
+
+def test_the_clean_store_has_nothing_red(clean_store: Path) -> None:
+    assert red(clean_store) == set()
+
+
+FAST = ("pose shifted by 0.3 m",)
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CORRUPTIONS])
+def test_a_corruption_turns_its_checks_red(
+    name: str, clean_store: Path, corrupt: Callable[[Path, Path, Change], Path], tmp_path: Path
+) -> None:
+    change, expected = CORRUPTIONS[name]
+    assert red(corrupt(clean_store, tmp_path / "store.zarr", change)) - TRUTH == expected

@@ -1,0 +1,132 @@
+"""The page in a real browser: nothing goes wrong in it, filters and export work, and nothing from a store is markup."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.inspection.gallery import cards
+from eval.inspection.page import embedded, report_page, write_report
+from eval.inspection.run import Inspection, inspect_store
+from eval.inspection.serve import make_server
+from eval.inspection.settings import InspectionSettings
+from storage.exclusions import excluded_frames, parse_exclusions, read_exclusions
+
+HOSTILE = '"><img src=x onerror=alert(1)></script><script>window.hacked = 1</script><!--'
+
+
+@pytest.fixture(scope="module")
+def inspection(clean_store: Path) -> Inspection:
+    return inspect_store(clean_store, InspectionSettings(sample=6, worst=3, random=3, thumbnail=160))
+
+
+@pytest.fixture(scope="module")
+def drawn(inspection: Inspection) -> list[dict[str, Any]]:
+    return cards(inspection)
+
+
+def test_data_in_the_page_cannot_end_its_element() -> None:
+    text = embedded({"scene": HOSTILE, "amp": "&amp;"})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"scene": HOSTILE, "amp": "&amp;"}
+
+
+def test_the_page_loads_nothing_from_elsewhere(inspection: Inspection, drawn: list[dict[str, Any]]) -> None:
+    page = report_page(inspection.result, drawn)
+    assert "connect-src 'none'" in page
+    assert "default-src 'none'" in page
+    for word in ('src="http', 'href="http', "@import", "url(", "import("):
+        assert word not in page
+
+
+def test_filter_swipe_reject_and_export(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    report, twin = write_report(inspection.result, drawn, tmp_path)
+    assert json.loads(twin.read_text())["schema_version"] == 1
+    page.open(report.as_uri())
+    assert page.run("document.querySelectorAll('.card').length") == len(drawn) == 6
+    assert page.run("document.querySelectorAll('#checks tr.row').length") == len(inspection.result["checks"])
+    page.run("choose('why', 'random')")
+    assert page.run("document.querySelectorAll('.card').length") == 3
+    page.run("choose('why', ''); choose('camera', 'CAM_LEFT')")
+    expected = sum(card["camera"] == "CAM_LEFT" for card in drawn)
+    assert page.run("document.querySelectorAll('.card').length") == expected
+    page.run("choose('camera', ''); choose('b', 'masks')")
+    page.run("const s = document.getElementById('swipe'); s.value = 30; s.dispatchEvent(new Event('input'))")
+    assert page.run("document.querySelector('img.over').style.clipPath") == "inset(0px 0px 0px 30%)"
+    page.run("document.querySelector('button.reject').click()")
+    assert page.run("document.getElementById('tray').hidden") is False
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.run("document.getElementById('export').click()")
+    end = tmp_path / "exclusions.json"
+    for _ in range(200):
+        if end.exists():
+            break
+        page.run("new Promise((done) => setTimeout(done, 50))")
+    marks = read_exclusions(end)
+    assert [(m.scene, m.t) for m in marks] == [(drawn[0]["scene"], drawn[0]["t"])]
+    assert excluded_frames(inspection.inspector.reader, marks).frames == {(drawn[0]["scene"], drawn[0]["t"])}
+    assert page.errors == []
+
+
+def test_hostile_names_stay_text(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    result = json.loads(json.dumps(inspection.result))
+    result["store"], result["dataset"] = HOSTILE, HOSTILE
+    result["unreadable"] = [HOSTILE]
+    result["coverage"]["scenes"][0]["scene"] = HOSTILE
+    result["provenance"][0]["licence"] = HOSTILE
+    hostile = [{**card, "scene": HOSTILE, "camera": HOSTILE, "command": HOSTILE} for card in drawn]
+    report, _ = write_report(result, hostile, tmp_path)
+    page.open(report.as_uri())
+    assert page.run("window.hacked") is None
+    assert page.run("document.querySelectorAll('img[src=\"x\"]').length") == 0
+    assert page.run("document.querySelector('.card b').textContent").startswith(HOSTILE)
+    assert page.errors == []
+
+
+def test_every_keyframe_can_be_browsed_and_rejected(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    server = make_server(inspection, drawn, tmp_path)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        page.open(f"http://127.0.0.1:{server.server_address[1]}/browse")
+        page.wait("now !== null && document.getElementById('under').naturalWidth > 0")
+        frame = "const f = document.getElementById('frame'); f.value = 3; f.dispatchEvent(new Event('input'))"
+        page.run(frame)
+        page.wait("document.getElementById('title').textContent.includes('keyframe 3')")
+        page.run("document.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight' }))")
+        page.run("document.dispatchEvent(new KeyboardEvent('keydown', { key: '2' }))")
+        page.wait("document.getElementById('title').textContent.includes('keyframe 4 of 6 · CAM_LEFT')")
+        page.wait(f"now.token === {json.dumps(inspection.inspector.reader.scene('street-0').table.tokens[4])}")
+        page.run(
+            "const box = document.getElementById('under').getBoundingClientRect();"
+            "document.getElementById('stack').dispatchEvent(new MouseEvent('mousemove',"
+            "{ clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 }))"
+        )
+        page.wait("document.getElementById('probe').textContent.includes('instance')")
+        page.run("reject()")
+        marks = read_exclusions(tmp_path / "exclusions.json")
+        assert [(m.scene, m.t, m.by) for m in marks] == [("street-0", 4, "reviewer")]
+        assert page.errors == []
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_marks_of_the_page_and_of_the_store_are_the_same_kind(drawn: list[dict[str, Any]]) -> None:
+    card = drawn[0]
+    content = {
+        "schema": "occflow.exclusions",
+        "schema_version": 1,
+        "store": "s",
+        "frames": [{"scene": card["scene"], "t": card["t"], "fingerprints": card["fingerprints"]}],
+    }
+    assert parse_exclusions(json.dumps(content), "x")[0].fingerprints == card["fingerprints"]

@@ -1,0 +1,259 @@
+"""An inspection as a whole: sampling, verdicts, comparison, cards, single sheets, exclusions, and the command."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from eval.inspection.catalogue import BY_NAME, CHECKS
+from eval.inspection.compare import compare
+from eval.inspection.gallery import cards, reopen
+from eval.inspection.reject import automatic
+from eval.inspection.report import beside, make_report
+from eval.inspection.run import inspect_store
+from eval.inspection.sampling import sample_keyframes
+from eval.inspection.settings import InspectionSettings, Threshold, load_settings
+from eval.inspection.tally import KEPT_WORST, Spread, Tally
+from eval.inspection.verdict import check_result, state_of
+from eval.rules import EvaluationError
+from storage.exclusions import ExcludedFrame, excluded_by, read_exclusions, write_exclusions
+from storage.reader import StoreReader
+from storage.schema import SceneTable
+
+ONE = ("street-0",)
+Arrays = dict[str, dict[str, np.ndarray]]
+Corrupt = Callable[[Path, Path, Callable[[SceneTable, Arrays], SceneTable]], Path]
+
+
+def no_flow(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """One camera has no flow at keyframe 2."""
+    arrays["flow_next"]["flow/next/flow"][2, 1] = -32768
+    return table
+
+
+def test_every_check_is_explained() -> None:
+    assert len(BY_NAME) == len(CHECKS)
+    for check in CHECKS:
+        assert check.extent[0] <= check.limit <= check.extent[1]
+        assert check.measures.endswith(".")
+        assert check.meaning.endswith(".")
+
+
+def test_a_sample_is_even_seeded_and_in_order() -> None:
+    lengths = {"a": 5, "b": 1000, "c": 1}
+    drawn = sample_keyframes(lengths, InspectionSettings(sample=50, seed=3))
+    assert drawn == sample_keyframes(lengths, InspectionSettings(sample=50, seed=3))
+    assert drawn != sample_keyframes(lengths, InspectionSettings(sample=50, seed=4))
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == 50
+    assert all(0 <= t < lengths[scene] for scene, t in drawn)
+    assert len(sample_keyframes(lengths, InspectionSettings(sample=50, every=True))) == 1006
+
+
+def test_states_by_share() -> None:
+    spread = Spread(BY_NAME["static_scatter"], InspectionSettings())
+    assert state_of(spread) == "none"
+    for k in range(100):
+        spread.add(0.05, "s", k, 0)
+    assert state_of(spread) == "pass"
+    for k in range(17):
+        spread.add(0.5, "s", 100 + k, 1)
+    assert state_of(spread) == "warn"  # 17 of 117 are 14.5 %, 15 % are allowed
+    spread.add(0.9, "s", 117, 1)
+    assert state_of(spread) == "fail"
+    found = check_result(spread)
+    assert found["worst"][0] == {"scene": "s", "t": 117, "camera": 1, "value": 0.9}
+    assert found["by_camera"] == {"0": {"bad": 0, "count": 100}, "1": {"bad": 18, "count": 18}}
+    assert sum(found["histogram"]["counts"]) == 118
+
+
+def test_memory_of_a_check_is_bounded() -> None:
+    spread = Spread(BY_NAME["flow_valid"], InspectionSettings())
+    for k in range(25_000):
+        spread.add(k / 25_000, "s", k, 0)
+    assert len(spread.kept) == 20_000
+    assert len(spread.worst) == KEPT_WORST
+    assert sorted(spread.worst, reverse=True)[0] == (0.0, "s", 0, 0)  # low is bad
+    assert np.median(spread.kept) == pytest.approx(0.5, abs=0.02)
+
+
+def test_thresholds_are_configured(tmp_path: Path) -> None:
+    path = tmp_path / "inspect.yaml"
+    path.write_text("sample: 7\nchecks:\n  flow_valid: {limit: 0.7, exclude: true}\n")
+    settings = load_settings(path, seed=5, sample=None)
+    assert (settings.sample, settings.seed) == (7, 5)
+    assert settings.bad(BY_NAME["flow_valid"], 0.6)
+    assert settings.share(BY_NAME["flow_valid"]) == BY_NAME["flow_valid"].share
+    path.write_text("checks: {flow_vald: {limit: 1}}")
+    with pytest.raises(EvaluationError, match="did you mean 'flow_valid'"):
+        load_settings(path)
+    path.write_text("checks: {mask_flicker: {exclude: true}}")
+    with pytest.raises(EvaluationError, match="belong to no single keyframe"):
+        load_settings(path)
+    path.write_text("sample: none")
+    with pytest.raises(EvaluationError, match=r"sample = none"):
+        load_settings(path)
+    with pytest.raises(EvaluationError, match=r"missing\.yaml"):
+        load_settings(tmp_path / "missing.yaml")
+
+
+def test_the_twin_is_plain_and_versioned(clean_store: Path) -> None:
+    found = inspect_store(clean_store, InspectionSettings(sample=3)).result
+    again = json.loads(json.dumps(found, allow_nan=False))
+    assert (again["schema"], again["schema_version"]) == ("occflow.inspection", 1)
+    assert again["sample"] == {"keyframes": 3, "of": 12, "scenes": 2, "seed": 0, "all": False}
+    assert {row["cue"] for row in again["provenance"]} == {"images", "lidar", "masks", "flow_next", "flow_prev"}
+    assert all(row[cue] == "complete" for row in again["coverage"]["scenes"] for cue in again["coverage"]["cues"])
+
+
+def test_unknown_scenes_are_named(clean_store: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"no scene 'x'; it has street-0, street-1"):
+        inspect_store(clean_store, InspectionSettings(scenes=("x",)))
+
+
+def test_damage_is_reported_and_the_rest_inspected(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
+    path = corrupt(clean_store, tmp_path / "store.zarr", lambda table, arrays: table)
+    shard = next((path / "scenes" / "street-0" / "images").glob("c.*"))
+    data = bytearray(shard.read_bytes())
+    data[: len(data) // 2] = bytes(len(data) // 2)
+    shard.write_bytes(bytes(data))
+    found = inspect_store(path, InspectionSettings(scenes=ONE, every=True)).result
+    assert found["unreadable_count"] >= 1
+    assert "street-0" in found["unreadable"][0]
+    assert {c["name"]: c["state"] for c in found["checks"]}["coverage"] == "fail"
+
+
+@pytest.mark.slow
+def test_paired_comparison(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
+    path = corrupt(clean_store, tmp_path / "store.zarr", no_flow)
+    found = compare(inspect_store(path, InspectionSettings(scenes=ONE)), clean_store)
+    rows = {row["name"]: row for row in found["checks"]}
+    assert found["keyframes"] == 6
+    newly = rows["flow_valid"]["newly_bad"]
+    assert newly["count"] == 1
+    assert [(f["scene"], f["t"], f["camera"]) for f in newly["frames"]] == [("street-0", 2, "CAM_LEFT")]
+    assert rows["photometric"]["median_difference"] == 0
+    assert not any(row["worse"] or row["better"] for row in rows.values())
+
+
+@pytest.mark.slow
+def test_a_store_that_is_worse_everywhere_says_so(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
+    def zeroed(table: SceneTable, arrays: Arrays) -> SceneTable:
+        stored = arrays["flow_next"]["flow/next/flow"]
+        stored[stored != -32768] = 0
+        return table
+
+    path = corrupt(clean_store, tmp_path / "store.zarr", zeroed)
+    worse = compare(inspect_store(path, InspectionSettings(sample=6)), clean_store)
+    assert {row["name"] for row in worse["checks"] if row["worse"]} >= {"photometric", "static_bias"}
+    better = compare(inspect_store(clean_store, InspectionSettings(sample=6)), path)
+    assert {row["name"] for row in better["checks"] if row["better"]} >= {"photometric", "static_bias"}
+
+
+def test_automatic_exclusions(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
+    path = corrupt(clean_store, tmp_path / "store.zarr", no_flow)
+    settings = InspectionSettings(scenes=ONE, every=True, checks={"flow_valid": Threshold(exclude=True)})
+    marks = automatic(inspect_store(path, settings))
+    assert [(m.scene, m.t, m.by) for m in marks] == [("street-0", 2, "check:flow_valid")]
+    assert set(marks[0].fingerprints) == {"flow_next"}
+    assert automatic(inspect_store(path, InspectionSettings(scenes=ONE, every=True))) == []
+
+
+def test_cards_are_worst_first_and_reopen(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
+    path = corrupt(clean_store, tmp_path / "store.zarr", no_flow)
+    found = cards(inspect_store(path, InspectionSettings(scenes=ONE, worst=4, random=2)), pictures=False)
+    assert [card["why"] for card in found] == ["worst"] * 4 + ["random"] * 2
+    first = found[0]
+    assert (first["check"], first["t"], first["camera"]) == ("flow_valid", 2, "CAM_LEFT")
+    assert shlex.split(first["command"])[3:] == ["--scene", first["scene"], "--frame", "2", "--camera", "CAM_LEFT"]
+    hostile = reopen("/data/a b; rm -rf $HOME/x.zarr", "s'", 1, "C\n")
+    assert shlex.split(hostile)[2:] == [
+        "/data/a b; rm -rf $HOME/x.zarr",
+        "--scene",
+        "s'",
+        "--frame",
+        "1",
+        "--camera",
+        "C\n",
+    ]
+
+
+def test_the_command(clean_store: Path, tmp_path: Path) -> None:
+    from occflow import app
+
+    run, out = CliRunner(), tmp_path / "out"
+    done = run.invoke(
+        app, ["inspect", str(clean_store), "--sample", "4", "--out", str(out), "--against", str(clean_store)]
+    )
+    assert done.exit_code == 0, done.output
+    twin = json.loads((out / "inspection.json").read_text())
+    assert twin["against"]["keyframes"] == 4
+    command = shlex.split(twin["cards"][0]["command"])[1:]
+    done = run.invoke(app, [*command, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    with Image.open(done.output.strip().splitlines()[-1]) as sheet:
+        assert sheet.size[0] > 1500
+    wrong = run.invoke(app, ["inspect", str(clean_store), "--scene", "street-0", "--frame", "99"])
+    assert wrong.exit_code == 2
+    assert run.invoke(app, ["inspect", str(clean_store), "--frame", "1"]).exit_code == 2
+
+
+@pytest.mark.slow
+def test_the_command_keeps_reviewers_marks(clean_store: Path, tmp_path: Path) -> None:
+    from occflow import app
+
+    path = tmp_path / "marks.json"
+    write_exclusions(path, [ExcludedFrame("street-0", 0), ExcludedFrame("street-0", 1, by="check:old")], "s")
+    config = tmp_path / "inspect.yaml"
+    config.write_text("checks: {frozen: {limit: 1000, exclude: true}}\n")
+    options = ["--sample", "2", "--out", str(tmp_path), "--config", str(config), "--exclude", str(path)]
+    done = CliRunner().invoke(app, ["inspect", str(clean_store), *options])
+    assert done.exit_code == 0, done.output
+    authors = {mark.by for mark in read_exclusions(path)}
+    assert authors == {"reviewer", "check:frozen"}
+    assert ("street-0", 0) in excluded_by(StoreReader(clean_store), [path]).frames
+
+
+def test_a_store_of_images_alone(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
+    def images_only(table: SceneTable, arrays: Arrays) -> SceneTable:
+        for cue in set(arrays) - {"images"}:
+            del arrays[cue]
+        table.camera_valid[1, 0] = False
+        table.camera_global_from_ego[1, 0] = table.ego_from_cam[1, 0] = np.nan
+        return table
+
+    path = corrupt(clean_store, tmp_path / "store.zarr", images_only)
+    made = make_report(path, tmp_path / "out", InspectionSettings(scenes=ONE, random=3))
+    states = {check["name"]: check["state"] for check in made.inspection.result["checks"]}
+    measured = {name for name, state in states.items() if state != "none"}
+    assert measured == {"coverage", "frozen", "exposure", "camera_offset", "pose_time", "pose_jump"}
+    assert made.failing() == ["Cues present"]
+    assert made.page.exists()
+
+
+def test_where_the_page_goes() -> None:
+    assert beside("/data/big.zarr") == Path("/data/big.inspection")
+    assert beside("s3://bucket/a/big.zarr") == Path("big.inspection")
+
+
+def test_the_end_of_an_extraction(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
+    from pipelines.inspection import inspect_made, markdown
+
+    path = corrupt(clean_store, tmp_path / "a b<x>.zarr", lambda table, arrays: table)
+    text = markdown(inspect_made(path, sample=2))
+    assert "from 2 of 12 keyframes. Failing: none." in text
+    assert "a%20b%3Cx%3E.inspection/inspection.html" in text
+    assert markdown(inspect_made(tmp_path / "none.zarr")).startswith("no inspection: ")
+
+
+def test_values_that_are_nan_do_not_count() -> None:
+    from eval.inspection.measure import Measured
+
+    tally = Tally(InspectionSettings())
+    tally.add(Measured("s", 0, 0, {"exposure": float("nan"), "flow_valid": 0.5}))
+    assert (tally.spreads["exposure"].count, tally.spreads["flow_valid"].count) == (0, 1)

@@ -1,0 +1,133 @@
+"""The server answers to this machine, from the store, and to nobody and nothing else."""
+
+import http.client
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eval.inspection.run import inspect_store
+from eval.inspection.serve import make_server
+from eval.inspection.settings import InspectionSettings
+from eval.rules import EvaluationError
+from storage.exclusions import read_exclusions
+
+Ask = Callable[..., tuple[int, bytes]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("marks")
+
+
+@pytest.fixture(scope="module")
+def ask(clean_store: Path, folder: Path) -> Iterator[Ask]:
+    """A function from path (and headers, body, method) to status and body."""
+    server = make_server(inspect_store(clean_store, InspectionSettings(sample=2)), [], folder)
+    port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def call(path: str, headers: dict[str, str] | None = None, body: str | None = None) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        given = {"Host": f"127.0.0.1:{port}", **(headers or {})}
+        given = {key: value.replace("PORT", str(port)) for key, value in given.items()}
+        connection.putrequest("POST" if body is not None else "GET", path, skip_host=True)
+        for key, value in given.items():
+            connection.putheader(key, value)
+        if body is not None and "Content-Length" not in given:
+            connection.putheader("Content-Length", str(len(body.encode())))
+        connection.endheaders(body.encode() if body is not None else None)
+        reply = connection.getresponse()
+        found = reply.status, reply.read()
+        connection.close()
+        return found
+
+    yield call
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+WHERE = "scene=street-0&t=1&camera=CAM_FRONT"
+JSON = {"Content-Type": "application/json"}
+
+
+def test_pages_pictures_and_values(ask: Ask) -> None:
+    assert ask("/")[0] == ask("/browse")[0] == 200
+    status, body = ask(f"/api/picture?{WHERE}&layer=flow")
+    assert status == 200
+    with Image.open(io.BytesIO(body)) as picture:
+        assert picture.size == (160, 64)
+    values = json.loads(ask(f"/api/values?{WHERE}")[1])
+    assert values["token"] == "token0-1"
+    assert {row["check"] for row in values["values"]} >= {"Flow present", "Pose jumps"}
+    probe = json.loads(ask(f"/api/probe?{WHERE}&u=80&v=40")[1])
+    assert set(probe) >= {"flow px", "confidence", "instance"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/zarr.json",
+        "/api/picture?scene=../../x&t=0&camera=CAM_FRONT&layer=image",
+        "/api/picture?scene=street-0&t=0&camera=../CAM_FRONT&layer=image",
+        f"/api/picture?{WHERE}&layer=../image",
+        "/api/picture?scene=street-0&t=99&camera=CAM_FRONT&layer=image",
+        f"/api/probe?{WHERE}&u=160&v=0",
+    ],
+)
+def test_what_the_store_does_not_hold_is_not_found(ask: Ask, path: str) -> None:
+    assert ask(path)[0] == 404
+
+
+@pytest.mark.parametrize("t", ["-1", "1e3", "", "x", "9" * 30])
+def test_numbers_are_whole(ask: Ask, t: str) -> None:
+    assert ask(f"/api/values?scene=street-0&t={t}&camera=CAM_FRONT")[0] == 400
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example:PORT"},
+        {"Host": "127.0.0.1"},
+        {"Host": ""},
+        {"Origin": "http://evil.example"},
+        {"Origin": "https://127.0.0.1:PORT"},
+        {"Origin": "null"},
+    ],
+)
+def test_other_sites_are_refused(ask: Ask, headers: dict[str, str]) -> None:
+    assert ask("/", headers)[0] == 403
+    assert ask("/api/exclusions", JSON | headers, "{}")[0] == 403
+
+
+def test_its_own_pages_are_answered(ask: Ask) -> None:
+    assert ask("/", {"Host": "localhost:PORT"})[0] == 200
+    assert ask("/", {"Origin": "http://127.0.0.1:PORT"})[0] == 200
+
+
+def test_marks_are_checked_and_merged(ask: Ask, folder: Path) -> None:
+    content = {"schema": "occflow.exclusions", "schema_version": 1, "store": "s", "frames": []}
+    for t in (1, 2, 1):
+        body = json.dumps(content | {"frames": [{"scene": "street-0", "t": t}]})
+        assert ask("/api/exclusions", JSON, body)[0] == 200
+    assert [(m.scene, m.t) for m in read_exclusions(folder / "exclusions.json")] == [("street-0", 1), ("street-0", 2)]
+    assert ask("/api/exclusions", JSON, "{}")[0] == 400
+    assert ask("/api/exclusions", {"Content-Type": "text/plain"}, json.dumps(content))[0] == 400
+    assert ask("/elsewhere", JSON, json.dumps(content))[0] == 400
+    assert ask("/api/exclusions", JSON | {"Content-Length": str(2**40)}, "{}")[0] == 413
+
+
+def test_an_address_that_is_not_this_machines(clean_store: Path, tmp_path: Path) -> None:
+    found = inspect_store(clean_store, InspectionSettings(sample=1))
+    with pytest.raises(EvaluationError, match="cannot listen there"):
+        make_server(found, [], tmp_path, host="203.0.113.7")
+    with pytest.raises(EvaluationError, match="cannot listen there"):
+        make_server(found, [], tmp_path, host="example.org")
