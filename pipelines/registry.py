@@ -27,12 +27,18 @@ BACKENDS: dict[str, dict[str, str]] = {
         "dis": "pipelines.cues.flow_dis:DisFlowCue",
         "dis_chain": "pipelines.cues.flow_chain:ChainedDisFlowCue",
         "tracks": "pipelines.cues.flow_tracks:TracksFlowCue",
+        "cotracker": "pipelines.cues.cotracker.cue:CoTrackerFlowCue",
+        "alltracker": "pipelines.cues.cotracker.cue:AllTrackerFlowCue",
+        "composed": "pipelines.cues.cotracker.composed:ComposedFlowCue",
         "unimatch": "pipelines.cues.unimatch.cue:UniMatchFlowCue",
     },
     "flow_prev": {
         "dis": "pipelines.cues.flow_dis:DisFlowCue",
         "dis_chain": "pipelines.cues.flow_chain:ChainedDisFlowCue",
         "tracks": "pipelines.cues.flow_tracks:TracksFlowCue",
+        "cotracker": "pipelines.cues.cotracker.cue:CoTrackerFlowCue",
+        "alltracker": "pipelines.cues.cotracker.cue:AllTrackerFlowCue",
+        "composed": "pipelines.cues.cotracker.composed:ComposedFlowCue",
         "unimatch": "pipelines.cues.unimatch.cue:UniMatchFlowCue",
     },
     "masks": {
@@ -85,6 +91,11 @@ def extractor_class(cue: str, parameters: Mapping[str, Any]) -> type:
 def check_cue(cue: str, parameters: Mapping[str, Any]) -> None:
     """Raise a ValueError that quotes cue, key and value unless an extractor can be built from `parameters`."""
     _build(cue, parameters, {})
+
+
+def build_backend(cue: str, parameters: Mapping[str, Any], slot: str) -> CueExtractor:
+    """The extractor of a flow cue from its parameters alone. ValueError as for check_cue."""
+    return _build(cue, parameters, {"slot": slot})
 
 
 def build_extractor(config: "CuesConfig", cue: str, limits: Mapping[str, int] | None = None) -> CueExtractor:

@@ -43,6 +43,12 @@ _UNIMATCH_FILES = {
     "gmflow-scale2-regrefine6-kitti": "gmflow-scale2-regrefine6-kitti15-25b554d7",
     "gmflow-scale2-regrefine6-mixdata": "gmflow-scale2-regrefine6-mixdata-train320x576-4e7b215d",
 }
+_COTRACKER_FILES = {
+    "cotracker2": "cotracker/resolve/main/cotracker2.pth",
+    "cotracker2v1": "cotracker/resolve/main/cotracker2v1.pth",
+    "cotracker3-offline": "cotracker3/resolve/main/scaled_offline.pth",
+    "cotracker3-offline-baseline": "cotracker3/resolve/main/baseline_offline.pth",
+}
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything"
 
 SOURCES: list[WeightSource] = [
@@ -117,6 +123,30 @@ SOURCES: list[WeightSource] = [
     *(
         WeightSource(name, "flow: unimatch", "file", f"{_UNIMATCH}/{file}.pth", "MIT", f"{file}.pth")
         for name, file in _UNIMATCH_FILES.items()
+    ),
+    *(
+        WeightSource(
+            name,
+            "flow: cotracker",
+            "file",
+            f"https://huggingface.co/facebook/{file}",
+            "CC-BY-NC-4.0",
+            file.rpartition("/")[-1],
+            note="not for commercial use; with the package cotracker",
+        )
+        for name, file in _COTRACKER_FILES.items()
+    ),
+    *(
+        WeightSource(
+            name,
+            "flow: alltracker",
+            "file",
+            f"https://huggingface.co/aharley/alltracker/resolve/main/{file}",
+            "MIT",
+            file,
+            note="with the repository alltracker on the path",
+        )
+        for name, file in (("alltracker-full", "alltracker.pth"), ("alltracker-tiny", "alltracker_tiny.pth"))
     ),
 ]
 """All known weights. Any other file, folder or hub id can be given by its path or id."""

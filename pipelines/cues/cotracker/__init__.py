@@ -1,0 +1,1 @@
+"""Flow inside masks from point trackers that the user installs: CoTracker, AllTracker."""
