@@ -94,7 +94,8 @@ class CuesConfig(_Model):
     list of names takes every parameter's default. `on_error: skip` leaves out frames that cannot be read and records
     them; `fail` stops at the first. `truth` writes ground truth, where the data set has it, to the sibling store.
     `profile` trades bytes against precision and decoding time (storage.profiles); a store keeps the one it was made
-    with, and without a `jpeg_quality` the profile's is taken.
+    with, and without a `jpeg_quality` the profile's is taken. `inspect` is on how many keyframes the label-quality page
+    at the end of a flow is based (docs/inspection.md); 0 makes none.
     """
 
     dataset: DatasetConfig
@@ -107,6 +108,7 @@ class CuesConfig(_Model):
     keyframe_interval_s: float = Field(gt=0)
     on_error: Literal["fail", "skip"] = "fail"
     truth: bool = True
+    inspect: int = Field(default=100, ge=0)
     runner: RunnerConfig = Field(default_factory=RunnerConfig)
 
     @model_validator(mode="before")

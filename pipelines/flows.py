@@ -29,6 +29,7 @@ from prefect.utilities.annotations import quote
 from pipelines.batches import Batch, Outcome
 from pipelines.config import CuesConfig
 from pipelines.extract import begin_report, finish_report, going_on, new_run
+from pipelines.inspection import leave_inspection
 from pipelines.places import AHEAD, Place, place_for
 from pipelines.plan import Work, plan
 from pipelines.schedule import BatchFuture, ExtractReport, Progress, following, run_units, stop_on_signals, watch
@@ -130,7 +131,8 @@ def cues_flow(
 ) -> ExtractReport | State[None]:
     """Extract every open unit of a log; the parameters are those of `pipelines.extract.extract_log`.
 
-    Leaves the artifacts `cues-progress` (percent), `cues` (units per cue) and `cues-failed` (units and reasons). A run
+    Leaves the artifacts `cues-progress` (percent), `cues` (units per cue), `cues-failed` (units and reasons) and
+    `inspection` (the labels' quality, with the page beside the store). A run
     that a schedule started, while another makes units of the same plan, leaves them to that and ends as "Skipped".
 
     Raises:
@@ -170,6 +172,8 @@ def cues_flow(
     finish_report(config, work, report)
     report.seconds = time.perf_counter() - started
     _leave_tables(config, report)
+    if work.open and terminated is None and not stop.is_set() and config.inspect:
+        report.notes = [*report.notes, leave_inspection(config.store, config.inspect)]
     if terminated is not None:
         raise terminated
     return report

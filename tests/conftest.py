@@ -58,6 +58,7 @@ def cues_config(kitti_log: Path) -> "Callable[..., CuesConfig]":
             "block_keyframes": 3,
             "cues": {"images": {}, "sweeps": {}, "lidar": {}, "flow_next": {"backend": "dis"}},
             "runner": {"workers": 2},
+            "inspect": 0,
         }
         return CuesConfig.model_validate(values | changes)
 

@@ -64,7 +64,7 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
     """(scene, keyframe) pairs this stage trains on: chosen, not excluded, every cue that is needed committed.
 
     Raises:
-        ConfigError: data.scenes matches no scene of the store, or everything is excluded.
+        ConfigError: data.scenes matches no scene of the store, none with poses, or everything is excluded.
         CueMissing: a needed cue is committed nowhere (it names the command that makes it), or comes from LiDAR in a
             camera-only run.
     """
@@ -76,6 +76,7 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
     if not names:
         found = ", ".join(reader.scenes()[:5]) or "none"
         raise ConfigError(f"data.scenes = {list(patterns)}: matches no scene of {reader.path}; it has: {found}")
+    names = _with_poses(names, reader)
     cues = needed_cues(config, stage)
     missing: Counter[str] = Counter()
     frames, considered = [], 0
@@ -107,6 +108,18 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
         for name, t in frames:
             require_no_lidar(reader.scene(name), derived, t)
     return frames
+
+
+def _with_poses(names: list[str], reader: StoreReader) -> list[str]:
+    """The scenes whose poses are known: with the identity in their place everything would seem to stand still."""
+    without = [name for name in names if "no_poses" in reader.scene(name).table.tags]
+    if without and len(without) == len(names):
+        raise ConfigError(
+            f"{reader.path}: none of the {len(names)} chosen scenes has poses; set data.scenes"
+        )
+    if without:
+        log.warning("%d of %d scenes left out: no poses, first: %s", len(without), len(names), without[0])
+    return [name for name in names if name not in without]
 
 
 def _report_marks(config: TrainConfig, marked: Excluded) -> None:

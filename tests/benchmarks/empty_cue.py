@@ -53,6 +53,7 @@ def config_values(folder: Path, scenes: int, keyframes: int, runner: Mapping[str
         "block_keyframes": 1,
         "cues": {"masks": {"backend": "empty"}},
         "runner": dict(runner),
+        "inspect": 0,
     }
 
 

@@ -65,6 +65,7 @@ def config_file(kitti_log: Path) -> Path:
         "block_keyframes": 1,
         "cues": {"images": {}, "sweeps": {}, "lidar": {}, "flow_next": {"backend": "dis"}},
         "runner": {"workers": 2},
+        "inspect": 0,
     }
     path = kitti_log.parent / "cues.yaml"
     path.write_text(yaml.safe_dump(values))

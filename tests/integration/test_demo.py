@@ -51,7 +51,7 @@ TINY = Size(
     held_out_scenes=1,
     keyframes=3,
     synth={"width": 176, "height": 99, "lidar_beams": 16, "lidar_azimuths": 360},
-    cues={"sizes.network": [32, 88], "sizes.render": [32, 88]},
+    cues={"sizes.network": [32, 88], "sizes.render": [32, 88], "inspect": 2},
     train=(
         "model.grid.voxel=1.6", "rays.grid=[8,22]", "rays.lidar=256", "loss.eikonal_samples=512",
         "model.render.samples=16", "stage1.max_steps=3", "stage2.max_steps=3", "run.progress=false",
@@ -74,6 +74,8 @@ def test_the_whole_way_and_again(tmp_path: Path) -> None:
     assert set(written["seconds"]) == {"synth", "cues", "train", "eval"}
     assert "<html" in (tmp_path / "report.html").read_text()[:200]
     assert "stage2" in console.export_text()
+    inspected = json.loads((tmp_path / "store.inspection" / "inspection.json").read_text())
+    assert inspected["sample"]["keyframes"] == 2, "the cue flow leaves the label-quality page"
     final = json.loads((tmp_path / "eval" / "stage2" / "results.json").read_text())
     assert any(note.startswith(f"threshold: sdf <= {final['threshold_m']:g} m") for note in final["notes"])
     assert "scene-0001" in str(final["notes"]), "the threshold is chosen on the training scene"

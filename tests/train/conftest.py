@@ -1,7 +1,7 @@
 """A small analytic world (ground, four walls, a moving box) as exact numbers, and as a real store."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -168,7 +168,13 @@ class World:
             max_lidar_points=points,
         )
 
-    def write(self, path: Path, scenes: tuple[str, ...] = ("a",), masks_from: tuple[str, ...] = ()) -> Path:
+    def write(
+        self,
+        path: Path,
+        scenes: tuple[str, ...] = ("a",),
+        masks_from: tuple[str, ...] = (),
+        without_poses: tuple[str, ...] = (),
+    ) -> Path:
         """Write a store with every cue."""
         store = CueStore.create(
             path,
@@ -184,7 +190,7 @@ class World:
         )
         arrays, table = self._arrays()
         for scene in scenes:
-            store.commit_init(scene, table, "f")
+            store.commit_init(scene, replace(table, tags=("no_poses",)) if scene in without_poses else table, "f")
             for cue, content in arrays.items():
                 upstream = dict.fromkeys(masks_from, "f") if cue == "masks" else {}
                 store.commit_block(UnitId(cue, scene, 0), content, Provenance("f", upstream=upstream))

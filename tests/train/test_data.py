@@ -47,6 +47,17 @@ def test_scenes_and_exclusions(tiny_config: Make, tiny_store: Path) -> None:
     )  # fmt: skip
 
 
+def test_scenes_without_poses_are_left_out(
+    world, tiny_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = world.write(tmp_path / "s.zarr", scenes=("a", "b"), without_poses=("a",))
+    frames = training_frames(tiny_config(store=path), 1, StoreReader(path))
+    assert {scene for scene, _ in frames} == {"b"}
+    assert "1 of 2 scenes left out: no poses, first: a" in caplog.text
+    with pytest.raises(ConfigError, match="none of the 1 chosen scenes has poses"):
+        training_frames(tiny_config(store=path, data={"scenes": ["a"]}), 1, StoreReader(path))
+
+
 def test_a_missing_cue_names_the_command(world, tiny_config: Make, tmp_path: Path) -> None:
     path = world.write(tmp_path / "s.zarr")
     CueStore.open(path).discard(UnitId("flow_next", "a", 0))
