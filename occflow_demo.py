@@ -41,7 +41,17 @@ class Size:
 CHOOSING_KEYFRAMES = 4
 """Keyframes on which an occupancy threshold is chosen."""
 
-_OUTPUTS = ("log", "store.zarr", "store.truth.zarr", "store.inspection", "train", "eval", "results.json", "report.html", "seconds.json")
+_OUTPUTS = (
+    "log",
+    "store.zarr",
+    "store.truth.zarr",
+    "store.inspection",
+    "train",
+    "eval",
+    "results.json",
+    "report.html",
+    "seconds.json",
+)
 
 
 @dataclass

@@ -114,9 +114,7 @@ def _with_poses(names: list[str], reader: StoreReader) -> list[str]:
     """The scenes whose poses are known: with the identity in their place everything would seem to stand still."""
     without = [name for name in names if "no_poses" in reader.scene(name).table.tags]
     if without and len(without) == len(names):
-        raise ConfigError(
-            f"{reader.path}: none of the {len(names)} chosen scenes has poses; set data.scenes"
-        )
+        raise ConfigError(f"{reader.path}: none of the {len(names)} chosen scenes has poses; set data.scenes")
     if without:
         log.warning("%d of %d scenes left out: no poses, first: %s", len(without), len(names), without[0])
     return [name for name in names if name not in without]
