@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from storage.backend import backend
 from storage.location import as_location
 from storage.store import CueStore
@@ -14,6 +16,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 UNITS = 2 * (1 + 4 * 4)
 
 
+@pytest.mark.slow
 def test_cues_status_verify(occflow: Run, config_file: Path, bucket: str, proxy: FaultProxy) -> None:  # noqa: F811
     store = f"{bucket}/here/store.zarr"
     cues = ("cues", config_file, "--runner", "plain", "--store", store)

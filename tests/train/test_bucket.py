@@ -24,7 +24,7 @@ def upload(store: Path, address: str) -> ObjectPath:
     return path
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_same_losses_as_from_a_disk(
     tiny_config: Make, tiny_store: Path, tmp_path: Path, request: pytest.FixtureRequest, workers: int
 ) -> None:
