@@ -6,10 +6,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from geometry.grid import KITTI_GRID, VoxelGrid
 from pipelines.datasets.files import file_size
 from pipelines.datasets.records import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg")
+
+
+def grid_from(z_origin: float) -> VoxelGrid:
+    """KITTI's voxel grid with its lower edge at `z_origin` metres."""
+    height = KITTI_GRID.upper[2] - KITTI_GRID.lower[2]
+    return VoxelGrid((*KITTI_GRID.lower[:2], z_origin), (*KITTI_GRID.upper[:2], z_origin + height), KITTI_GRID.shape)
 
 
 def read_rows(path: Path, columns: int, what: str = "table") -> Float[np.ndarray, "n columns"]:

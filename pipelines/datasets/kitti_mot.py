@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from geometry.grid import KITTI_GRID, VoxelGrid
+from geometry.grid import KITTI_GRID
 from geometry.transforms import invert
 from pipelines.datasets import splits
 from pipelines.datasets.files import image_size, read_lidar_file
-from pipelines.datasets.kitti_files import image_numbers, image_path, runs
+from pipelines.datasets.kitti_files import grid_from, image_numbers, image_path, runs
 from pipelines.datasets.kitti_mot_calibration import CAMERAS, KittiMotCalibration, read_kitti_mot_calibration
 from pipelines.datasets.kitti_mot_labels import TrackedBox, read_tracks
 from pipelines.datasets.kitti_mot_truth import KittiMotTruth
@@ -77,10 +77,7 @@ class KittiMotLog:
         self.cameras: Sequence[str] = tuple(cameras)
         self.keyframe_every, self.frame_interval_s = keyframe_every, frame_interval_s
         self.notes: list[str] = []
-        height = KITTI_GRID.upper[2] - KITTI_GRID.lower[2]
-        self.occupancy_grid = VoxelGrid(
-            (*KITTI_GRID.lower[:2], z_origin), (*KITTI_GRID.upper[:2], z_origin + height), KITTI_GRID.shape
-        )
+        self.occupancy_grid = grid_from(z_origin)
         self._wanted = None if scenes is None else set(scenes)
         absent = sorted((self._wanted or set()) - set(self._present))
         if absent:

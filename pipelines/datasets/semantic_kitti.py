@@ -13,12 +13,13 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from geometry.grid import KITTI_GRID, VoxelGrid
+from geometry.grid import KITTI_GRID
 from geometry.transforms import from_rotation_translation, invert
 from pipelines.datasets import splits
 from pipelines.datasets.files import check_increasing, checked_intrinsics, checked_pose, image_size, read_lidar_file
 from pipelines.datasets.kitti_files import (
     calibration_row,
+    grid_from,
     image_numbers,
     image_path,
     read_calibration_rows,
@@ -82,10 +83,7 @@ class SemanticKittiLog:
         self.notes: list[str] = []
         self.keyframe_every = keyframe_every
         self.unlabelled = unlabelled
-        height = KITTI_GRID.upper[2] - KITTI_GRID.lower[2]
-        self.occupancy_grid = VoxelGrid(
-            (*KITTI_GRID.lower[:2], z_origin), (*KITTI_GRID.upper[:2], z_origin + height), KITTI_GRID.shape
-        )
+        self.occupancy_grid = grid_from(z_origin)
         self._wanted = None if scenes is None else set(scenes)
         absent = sorted((self._wanted or set()) - set(self._present))
         if absent:

@@ -15,6 +15,7 @@ from pipelines.cues.cotracker.packages import ALLTRACKER, COTRACKER, TrackerPack
 from pipelines.cues.cotracker.queries import ask, fill, mask_onto, render_mask
 from pipelines.cues.flow import Target, aim_next, aim_previous, pair_figures
 from pipelines.cues.flow_field import empty_flow, flow_onto_render, pack_flow, unpack_flow
+from pipelines.cues.model_flow import ModelFlow
 from pipelines.cues.protocols import FlowField
 from pipelines.cues.resize import shrink, working_size
 from pipelines.weights import locate, weights_digest
@@ -26,7 +27,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class TrackedFlowCue:
+class TrackedFlowCue(ModelFlow):
     """What the backends share: one query per instance and cell inside the masks, tracks made dense again there.
 
     Attributes:
@@ -63,21 +64,6 @@ class TrackedFlowCue:
             raise ValueError(f"stride = {self.stride}: expected 1 or more")
         if not 0 <= self.least_visibility < 1:
             raise ValueError(f"least_visibility = {self.least_visibility}: expected 0 or more, below 1")
-
-    @property
-    def name(self) -> str:
-        """flow_next or flow_prev."""
-        return f"flow_{self.slot}"
-
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether a GPU was asked for by name."""
-        return self.device.startswith("cuda")
-
-    @property
-    def weights_digest(self) -> str:
-        """SHA-256 of the checkpoint."""
-        return weights_digest(locate(self.weights))
 
     def config_digest(self) -> str:
         """Of all that changes the flow; where it is computed and where the file lies do not.

@@ -11,18 +11,18 @@ from pipelines.config import json_digest
 from pipelines.cues.base import BlockContext, CueBlock
 from pipelines.cues.flow import Target, aim_next, aim_previous, pair_figures
 from pipelines.cues.flow_field import empty_flow, flow_onto_render, pack_flow, unpack_flow
+from pipelines.cues.model_flow import ModelFlow
 from pipelines.cues.neighbours import DrawRule, aim_drawn
 from pipelines.cues.resize import shrink, working_size
 from pipelines.cues.unimatch.inference import CheckRule, Precision
 from pipelines.cues.unimatch.pairs import Pair, PairMatcher
 from pipelines.cues.unimatch.weights import LICENCE
-from pipelines.weights import locate, weights_digest
 
 VERSION = 1
 
 
 @dataclass(frozen=True)
-class UniMatchFlowCue:
+class UniMatchFlowCue(ModelFlow):
     """Flow to the next or previous keyframe of video-rate data, or to the drawn auxiliary frame of any data.
 
     Attributes:
@@ -51,21 +51,6 @@ class UniMatchFlowCue:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch = {self.batch}: at least one pair at once")
-
-    @property
-    def name(self) -> str:
-        """flow_next, flow_prev or flow_aux."""
-        return f"flow_{self.slot}"
-
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether a GPU was asked for by name."""
-        return self.device.startswith("cuda")
-
-    @property
-    def weights_digest(self) -> str:
-        """SHA-256 of the checkpoint."""
-        return weights_digest(locate(self.weights))
 
     def config_digest(self) -> str:
         """Of all that changes the flow: where it is computed, how many at once and where the file lies do not."""
