@@ -23,14 +23,10 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def state_of(spread: Spread) -> str:
-    """pass, warn (some values are bad), fail (more than the check allows), or none (nothing was measured).
-
-    Where a check allows a share, a single bad value is never more than a warning: of four values it is a quarter.
-    """
+    """pass, warn (some values are bad), fail (more than the check allows), or none (nothing was measured)."""
     if not spread.count:
         return "none"
-    allowed = spread.settings.share(spread.check)
-    if spread.bad > allowed * spread.count and (spread.bad > 1 or not allowed):
+    if spread.bad > spread.settings.share(spread.check) * spread.count:
         return "fail"
     return "warn" if spread.bad else "pass"
 

@@ -72,17 +72,6 @@ def test_states_by_share() -> None:
     assert sum(found["histogram"]["counts"]) == 118
 
 
-def test_one_bad_value_fails_only_what_allows_none() -> None:
-    lenient, strict = (Spread(BY_NAME[name], InspectionSettings()) for name in ("static_scatter", "pose_jump"))
-    assert strict.settings.share(strict.check) == 0
-    for spread in (lenient, strict):
-        spread.add(0.0, "s", 0, 0)
-        spread.add(BY_NAME[spread.check.name].extent[1], "s", 1, 0)
-    assert (state_of(lenient), state_of(strict)) == ("warn", "fail")
-    lenient.add(0.9, "s", 2, 0)
-    assert state_of(lenient) == "fail"
-
-
 def test_memory_of_a_check_is_bounded() -> None:
     spread = Spread(BY_NAME["flow_valid"], InspectionSettings())
     for k in range(25_000):
