@@ -1,17 +1,23 @@
 """The checks on real frames: clean ones pass, and the same corruptions turn the same checks red."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eval.inspection.run import inspect_store
-from storage.schema import INVALID_FLOW, SceneTable
+from storage.schema import SceneTable
+from tests.eval.inspection.corruptions import (
+    Arrays,
+    Change,
+    camera_late,
+    change_flow,
+    image_frozen,
+    masks_shifted,
+    pose_shifted,
+    red,
+)
 
-Arrays = dict[str, dict[str, np.ndarray]]
-Change = Callable[[SceneTable, Arrays], SceneTable]
 pytestmark = pytest.mark.slow
 
 
@@ -42,49 +48,11 @@ def kitti_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def pose_shifted(table: SceneTable, arrays: Arrays) -> SceneTable:
-    own, cameras = table.global_from_ego.copy(), table.camera_global_from_ego.copy()
-    own[1::2, :3, 3] += 0.3 * own[1::2, :3, 1]
-    cameras[1::2, ..., :3, 3] += 0.3 * cameras[1::2, ..., :3, 1]
-    return replace(table, global_from_ego=own, camera_global_from_ego=cameras)
-
-
-def camera_late(table: SceneTable, arrays: Arrays) -> SceneTable:
-    return replace(table, camera_timestamp_us=table.camera_timestamp_us + 50_000)
-
-
-def change_flow(factor: float) -> Change:
-    def change(table: SceneTable, arrays: Arrays) -> SceneTable:
-        stored = arrays["flow_next"]["flow/next/flow"]
-        scaled = np.rint(stored.astype(np.float64) * factor)
-        invalid = (stored == INVALID_FLOW) | (np.abs(scaled) > 32767)
-        arrays["flow_next"]["flow/next/flow"] = np.where(invalid, INVALID_FLOW, scaled).astype(np.int16)
-        return table
-
-    return change
-
-
-def masks_shifted(table: SceneTable, arrays: Arrays) -> SceneTable:
-    arrays["masks"]["masks/instance"] = np.roll(arrays["masks"]["masks/instance"], 8, axis=-1)
-    return table
-
-
 def lidar_turned(table: SceneTable, arrays: Arrays) -> SceneTable:
     points, angle = arrays["lidar"]["lidar/points"], np.radians(1.0)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)
     points[..., :2] = points[..., :2] @ turn.T
     return table
-
-
-def image_frozen(table: SceneTable, arrays: Arrays) -> SceneTable:
-    for name in ("images", "images_length"):
-        arrays["images"][name][3, 0] = arrays["images"][name][2, 0]
-    return table
-
-
-def red(store: Path) -> set[str]:
-    """Checks that fail."""
-    return {check["name"] for check in inspect_store(store).result["checks"] if check["state"] == "fail"}
 
 
 def test_clean_frames_have_nothing_red(kitti_store: Path) -> None:
