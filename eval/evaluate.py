@@ -77,12 +77,12 @@ def evaluate(
     return {
         **summary(tally),
         **provenance(predictor, checkpoint, truth, frames),
-        **_exclusions(exclude, marked),
+        **excluded_counts(exclude, marked),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def _exclusions(files: Sequence[str | Path], marked: Excluded) -> dict[str, Any]:
+def excluded_counts(files: Sequence[str | Path], marked: Excluded) -> dict[str, Any]:
     """What was left out by marks, and how many of them no longer hold; nothing where no file was given."""
     if not files:
         return {}

@@ -1,10 +1,10 @@
 """The keyframes that are evaluated, each with its truth and with the LiDAR positions that rays start from."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -13,9 +13,9 @@ from eval.rays import ray_origins
 from eval.rules import EvaluationError, with_free
 from storage.location import ObjectPath
 from storage.reader import SceneReader, StoreReader
+from storage.schema import StoreAttributes
+from storage.spans import parse_span
 from storage.truth import TruthReader, truth_path
-
-_ENTRY = re.compile(r"(?P<scene>.+?)(:(?P<first>\d+)(-(?P<last>\d+))?)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,14 @@ def open_truth(store: str | Path | ObjectPath) -> TruthReader | None:
 def chosen_keyframes(
     reader: StoreReader,
     scenes: Sequence[str] | None,
-    queue_length: int,
+    queue_length: int | None,
     limit: int | None = None,
     excluded: frozenset[tuple[str, int]] = frozenset(),
 ) -> list[tuple[str, int]]:
     """(scene, t) of the keyframes with at least one camera image in their queue; `limit` of them, evenly spaced.
 
     Args:
+        queue_length: keyframes up to t in which the image may be; None: none is needed.
         scenes: `scene`, `scene:t` or `scene:first-last`, as in training's `data.exclude`; default all.
         excluded: keyframes that are left out; they may still be in another's queue.
 
@@ -52,10 +53,11 @@ def chosen_keyframes(
     """
     found = []
     for entry in scenes or reader.scenes():
-        scene, first, last = _span(entry)
+        named = parse_span(entry)
+        scene = named.scene
         valid = reader.scene(scene).table.camera_valid
-        span = range(first, min(last + 1, len(valid)))
-        found += [(scene, t) for t in span if valid[max(0, t - queue_length + 1) : t + 1].any()]
+        span = named.keyframes(len(valid))
+        found += [(scene, t) for t in span if queue_length is None or valid[max(0, t - queue_length + 1) : t + 1].any()]
     found = [frame for frame in found if frame not in excluded]
     if not found:
         raise EvaluationError(
@@ -65,15 +67,6 @@ def chosen_keyframes(
     if limit is not None and len(found) > limit:
         found = [found[i] for i in np.round(np.linspace(0, len(found) - 1, limit)).astype(np.int64)]
     return found
-
-
-def _span(entry: str) -> tuple[str, int, int]:
-    """Scene and first and last keyframe that `scene`, `scene:t` or `scene:first-last` names."""
-    match = _ENTRY.fullmatch(entry)
-    assert match is not None
-    if match["first"] is None:
-        return entry, 0, 10**9
-    return match["scene"], int(match["first"]), int(match["last"] or match["first"])
 
 
 def lidar_centres(scene: SceneReader) -> Float[np.ndarray, "frames 3"]:
@@ -87,10 +80,36 @@ def lidar_centres(scene: SceneReader) -> Float[np.ndarray, "frames 3"]:
     return centres
 
 
+@runtime_checkable
+class SceneOccupancy(Protocol):
+    """Truth of one scene, as `TruthScene` gives it."""
+
+    def has(self, cue: str, t: int) -> bool:
+        """Whether there is truth `occupancy` at this keyframe."""
+
+    def occupancy(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Class (X, Y, Z) and velocity (X, Y, Z, 2) in m/s; None where the keyframe has none."""
+
+
+@runtime_checkable
+class OccupancyTruth(Protocol):
+    """Occupancy truth of scenes, in a store or in a data set's own folders."""
+
+    @property
+    def attributes(self) -> StoreAttributes:
+        """With the grid and the classes of the truth."""
+
+    def scenes(self) -> list[str]:
+        """Names of the scenes that have truth."""
+
+    def scene(self, name: str) -> SceneOccupancy:
+        """One scene."""
+
+
 class TruthSource:
     """Truth by keyframe, from a truth store and the cue store beside it; `classes` with the one that means free."""
 
-    def __init__(self, reader: StoreReader, truth: TruthReader | None) -> None:
+    def __init__(self, reader: StoreReader, truth: OccupancyTruth | None) -> None:
         self.reader, self.truth = reader, truth
         self.classes = with_free(truth.attributes.occupancy_classes) if truth is not None else ()
         self._scenes = set(truth.scenes()) if truth is not None else set()
@@ -109,5 +128,9 @@ class TruthSource:
         volume = self.volume(scene, t)
         if volume is None:
             return None
-        origins = ray_origins(self.reader.scene(scene).table.global_from_ego, self._centres(scene), t)
+        origins = self.origins(scene, t)
         return KeyframeTruth(*volume, origins) if len(origins) else None
+
+    def origins(self, scene: str, t: int) -> Float[np.ndarray, "origins 3"]:
+        """Ray origins of a keyframe, metres, its ego frame; none where no LiDAR was near."""
+        return ray_origins(self.reader.scene(scene).table.global_from_ego, self._centres(scene), t)

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 
 from eval.depth import MAX_DEPTH, MIN_DEPTH
 from eval.frames import chosen_keyframes, open_truth
+from eval.plain import plain
 from eval.predict import Predictor
-from eval.results import plain
 from eval.rules import EvaluationError
 from eval.views import View, views
 from geometry.cameras import project, scale_intrinsics
@@ -33,8 +33,12 @@ REFERENCE_WIDTH = 1216
 """Image width, pixels, at which every pixel figure and bound is stated: KITTI's."""
 BASELINE_M = 0.54
 """Stereo baseline that turns depth into disparity: KITTI's, nominally."""
+BASELINE_TAG = "stereo_baseline_m="
+"""Start of the tag in which a store keeps a scene's own."""
 BOUNDS = {"D_5%": (4.0, 0.05), "D_10%": (8.0, 0.10), "FL_10%": (8.0, 0.10)}
-"""An outlier exceeds both bounds, pixels and share of the truth, as in KITTI's development kit."""
+"""Pixels and share of the truth that an outlier exceeds. The paper does not give D_10%'s pixels: as FL_10%'s."""
+OUTLIER_RULES: dict[str, Any] = {"both": np.logical_and, "either": np.logical_or}
+"""Whether an outlier exceeds both bounds, as in KITTI's development kit, or at least one, which finds more."""
 
 
 class ImageMotion:
@@ -44,9 +48,16 @@ class ImageMotion:
     `REFERENCE_WIDTH`; `_FG` on movable things. D_5%, FL_10%: share of outliers; SF_10%: outlier in FL_10% or D_10%.
     `EPE_FG_zero_flow`: the same rendered depths with no object motion. End-point errors are cut at the image's width:
     a point rendered just in front of the lens may land anywhere.
+
+    Args:
+        outliers: one of `OUTLIER_RULES`; named in the result.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outliers: str = "both") -> None:
+        if outliers not in OUTLIER_RULES:
+            raise ValueError(f"unknown outlier rule {outliers!r}: choose from {', '.join(OUTLIER_RULES)}")
+        self.outliers = outliers
+        self.baselines: set[float] = set()
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
@@ -58,6 +69,7 @@ class ImageMotion:
         foreground: Bool[np.ndarray, "n"],
         focal: float,
         width: int,
+        baseline: float = BASELINE_M,
     ) -> None:
         """Count the pixels of one image.
 
@@ -68,29 +80,47 @@ class ImageMotion:
                 out of what needs it.
             still: predicted displacement with no object motion, pixels.
             focal: fx of the image, pixels of `width`.
+            baseline: of the stereo cameras, metres.
         """
         scale = REFERENCE_WIDTH / width
+        self.baselines.add(baseline)
         wanted = (depth[1] >= MIN_DEPTH) & (depth[1] <= MAX_DEPTH)
-        disparity = [focal * scale * BASELINE_M / d[wanted].clip(MIN_DEPTH, MAX_DEPTH) for d in depth]
+        disparity = [focal * scale * baseline / d[wanted].clip(MIN_DEPTH, MAX_DEPTH) for d in depth]
         off, fg = np.abs(disparity[0] - disparity[1]), foreground[wanted]
         self._add("DE", off)
         self._add("DE_FG", off[fg])
-        self._add("D_5%", _outlier("D_5%", off, disparity[1]))
+        self._add("D_5%", self._outlier("D_5%", off, disparity[1]))
         truth = flow[1][wanted] * scale
         known = np.isfinite(truth).all(axis=-1)
         error, zero = (_length(f[wanted] * scale - truth)[known] for f in (flow[0], still))
         self._add("EPE", error)
         self._add("EPE_FG", error[fg[known]])
         self._add("EPE_FG_zero_flow", zero[fg[known]])
-        wrong = _outlier("FL_10%", error, np.linalg.norm(truth[known], axis=-1))
+        wrong = self._outlier("FL_10%", error, np.linalg.norm(truth[known], axis=-1))
         self._add("FL_10%", wrong)
-        self._add("SF_10%", wrong | _outlier("D_10%", off[known], disparity[1][known]))
+        self._add("SF_10%", wrong | self._outlier("D_10%", off[known], disparity[1][known]))
 
     def compute(self) -> dict[str, Any]:
         """The figures (nan without a pixel), the rule, and the pixels behind each."""
         figures = {name: self._sums[name] / n if n else float("nan") for name, n in self._counts.items()}
-        rule = f"pixels at width {REFERENCE_WIDTH}, baseline {BASELINE_M} m, outliers exceed both, EPE <= width"
-        return {**figures, "rule": rule, "pixels": dict(self._counts)}
+        baselines = ", ".join(f"{b:g}" for b in sorted(self.baselines) or [BASELINE_M])
+        rule = (
+            f"pixels at width {REFERENCE_WIDTH}, baseline {baselines} m, outliers exceed {self.outliers}, EPE <= width"
+        )
+        return {**figures, "rule": rule, "outlier_rule": self.outliers, "pixels": dict(self._counts)}
+
+    def merge(self, other: "ImageMotion") -> None:
+        """Add another accumulator's pixels, counted by the same rule."""
+        if other.outliers != self.outliers:
+            raise ValueError(f"cannot merge outliers by the rule {other.outliers!r} into those by {self.outliers!r}")
+        self.baselines |= other.baselines
+        for name, value in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + other._counts[name]
+
+    def _outlier(self, name: str, error: np.ndarray, truth: np.ndarray) -> Bool[np.ndarray, "n"]:
+        pixels, share = BOUNDS[name]
+        return OUTLIER_RULES[self.outliers](error > pixels, error > share * np.abs(truth))
 
     def _add(self, name: str, values: np.ndarray) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + float(values.sum())
@@ -101,9 +131,10 @@ def _length(error: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n"]:
     return np.minimum(np.linalg.norm(error, axis=-1), REFERENCE_WIDTH)
 
 
-def _outlier(name: str, error: np.ndarray, truth: np.ndarray) -> Bool[np.ndarray, "n"]:
-    pixels, share = BOUNDS[name]
-    return (error > pixels) & (error > share * np.abs(truth))
+def stereo_baseline(table: SceneTable) -> float:
+    """The distance of a scene's stereo cameras in metres, from its tags; KITTI's nominal one where it is not known."""
+    found = next((tag for tag in table.tags if tag.startswith(BASELINE_TAG)), None)
+    return BASELINE_M if found is None else float(found.removeprefix(BASELINE_TAG))
 
 
 @dataclass(frozen=True)

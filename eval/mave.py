@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from eval.protocols import MOVABLE_CLASSES, occupied_in
+from eval.protocols import MOVABLE_KINDS, occupied_in
 from eval.raycast import Hits
 from eval.rayiou import TruthRays
 
@@ -22,8 +22,8 @@ class VelocityResult:
     """m/s, horizontal; nan where nothing was found.
 
     mave: mean over movable classes with a true positive of the mean error on true positives.
-    zero_flow: the same for a prediction of zero on the very same true positives. unmasked: legacy form without the
-    true-positive mask. class_source: `truth` (networks without classes: true positives by distance alone) or
+    zero_flow: the same for a prediction of zero on the very same true positives. unmasked: the legacy form, as
+    `VelocityError` says. class_source: `truth` (networks without classes: true positives by distance alone) or
     `prediction`.
     """
 
@@ -50,11 +50,16 @@ class VelocityResult:
 class VelocityError:
     """mAVE over a data set: sums of the error norm over counts of true positives, per class.
 
+    The unmasked legacy form is what a script does that computes the error norm before it masks: a class takes the sum
+    over every kept ray, of whatever class, of each keyframe in which it has a true positive. The scorer that OccNet's
+    repository ships for submissions (tools/ray_iou/metric.py) does; its training-time metric does not. As most rays
+    stand still, the legacy figure is far smaller.
+
     Args:
         classes: names of the truth's indices; the movable ones count.
     """
 
-    _SUMS = ("tp", "error", "zero", "rays", "error_unmasked")
+    _SUMS = ("tp", "error", "zero", "rays", "rays_unmasked", "error_unmasked")
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
@@ -78,17 +83,28 @@ class VelocityError:
                 velocity is not finite are left out and counted.
             predicted_category: class of each predicted ray (free for a miss); None takes the truth's.
         """
-        wanted = [c for c, name in enumerate(self.classes) if name in MOVABLE_CLASSES]
         true_velocity = true_flow.reshape(-1, 2)[truth.hits.voxel].astype(np.float64)
         velocity = np.where(hits.voxel[:, None] >= 0, flow.reshape(-1, 2)[hits.voxel], 0.0)
-        movable = np.isin(truth.category, wanted)
+        close = np.abs(hits.distance - truth.hits.distance) < TP_DISTANCE
+        if predicted_category is not None:
+            self.class_source = "prediction"
+            close &= predicted_category == truth.category
+        self.count(truth.category, close, velocity, true_velocity)
+
+    def count(
+        self,
+        category: Int[np.ndarray, "rays"],
+        found: Bool[np.ndarray, "rays"],
+        velocity: Float[np.ndarray, "rays 2"],
+        true_velocity: Float[np.ndarray, "rays 2"],
+    ) -> None:
+        """Count one keyframe's rays by true class: whether each is a true positive at 2 m, and velocities in m/s."""
+        wanted = [c for c, name in enumerate(self.classes) if name in MOVABLE_KINDS]
+        movable = np.isin(category, wanted)
         known = np.isfinite(true_velocity).all(axis=1)
         self.unknown += int((movable & ~known).sum())
         rays = movable & known
-        positive = rays & (np.abs(hits.distance - truth.hits.distance) < TP_DISTANCE)
-        if predicted_category is not None:
-            self.class_source = "prediction"
-            positive &= predicted_category == truth.category
+        positive = rays & found
         error = np.linalg.norm(velocity - true_velocity, axis=1)
         still = np.linalg.norm(true_velocity, axis=1)
         for name, mask, weight in (
@@ -96,9 +112,11 @@ class VelocityError:
             ("error", positive, error),
             ("zero", positive, still),
             ("rays", rays, np.ones_like(error)),
-            ("error_unmasked", rays, error),
         ):
-            self.sums[name] += np.bincount(truth.category[mask], weights=weight[mask], minlength=len(self.classes))
+            self.sums[name] += np.bincount(category[mask], weights=weight[mask], minlength=len(self.classes))
+        present = np.unique(category[positive])
+        self.sums["rays_unmasked"][present] += known.sum()
+        self.sums["error_unmasked"][present] += error[known].sum()
 
     def merge(self, other: "VelocityError") -> None:
         """Add the sums of another accumulator over the same classes."""
@@ -118,7 +136,7 @@ class VelocityError:
                 "tp": float(self.sums["tp"][c]),
                 "ave": _ratio(self.sums["error"][c], self.sums["tp"][c]),
                 "ave_zero_flow": _ratio(self.sums["zero"][c], self.sums["tp"][c]),
-                "ave_unmasked": _ratio(self.sums["error_unmasked"][c], self.sums["rays"][c]),
+                "ave_unmasked": _ratio(self.sums["error_unmasked"][c], self.sums["rays_unmasked"][c]),
             }
             for c in found
         }
@@ -136,10 +154,12 @@ class VelocityError:
 class DynamicFlow:
     """End-point error and recall over all voxels that truly move, found or not, and false flow on parked objects.
 
-    Independent of which objects a prediction found, unlike mAVE.
+    Independent of which objects a prediction found, unlike mAVE. In two forms: of the velocity field as it is given,
+    also in voxels that the prediction leaves free (files of labels have none there), and, `_masked`, with the velocity
+    zero in those, by which any two systems can be compared.
     """
 
-    _SUMS = ("voxels", "error", "zero", "found", "parked", "parked_flow")
+    _SUMS = ("voxels", "error", "error_masked", "zero", "found", "parked", "parked_flow", "parked_flow_masked")
 
     def __init__(self, classes: Sequence[str], min_speed: float = DYNAMIC_SPEED) -> None:
         self.classes, self.min_speed = tuple(classes), min_speed
@@ -153,20 +173,23 @@ class DynamicFlow:
         true_flow: Float[np.ndarray, "x y z 2"],
     ) -> None:
         """Count one keyframe; flows in m/s, ego frame."""
-        wanted = [c for c, name in enumerate(self.classes) if name in MOVABLE_CLASSES]
+        wanted = [c for c, name in enumerate(self.classes) if name in MOVABLE_KINDS]
         chosen = occupied_in(semantics, self.classes) & np.isin(semantics, wanted) & np.isfinite(true_flow).all(axis=-1)
         category = semantics[chosen].astype(np.int64)
         speed = np.linalg.norm(true_flow[chosen].astype(np.float64), axis=-1)
         error = np.linalg.norm(flow[chosen].astype(np.float64) - true_flow[chosen], axis=-1)
         moving, one = speed >= self.min_speed, np.ones_like(speed)
         predicted_speed = np.linalg.norm(flow[chosen].astype(np.float64), axis=-1)
+        there = occupied[chosen]
         for name, mask, weight in (
             ("voxels", moving, one),
             ("error", moving, error),
+            ("error_masked", moving, np.where(there, error, speed)),
             ("zero", moving, speed),
-            ("found", moving & occupied[chosen], one),
+            ("found", moving & there, one),
             ("parked", ~moving, one),
             ("parked_flow", ~moving, predicted_speed),
+            ("parked_flow_masked", ~moving, np.where(there, predicted_speed, 0.0)),
         ):
             self.sums[name] += np.bincount(category[mask], weights=weight[mask], minlength=len(self.classes))
 
@@ -178,13 +201,16 @@ class DynamicFlow:
             self.sums[name] += other.sums[name]
 
     def compute(self) -> dict[str, Any]:
-        """flow_epe_dynamic, its zero-flow baseline (both m/s, voxels pooled), recall, false flow on parked objects."""
+        """flow_epe_dynamic, its zero-flow baseline (both m/s, voxels pooled), recall, false flow on parked objects; the
+        two of flow also `_masked`."""
         total = {name: float(values.sum()) for name, values in self.sums.items()}
         return {
             "flow_epe_dynamic": _ratio(total["error"], total["voxels"]),
+            "flow_epe_dynamic_masked": _ratio(total["error_masked"], total["voxels"]),
             "flow_epe_dynamic_zero_flow": _ratio(total["zero"], total["voxels"]),
             "recall_dynamic": _ratio(total["found"], total["voxels"]),
             "false_flow_parked": _ratio(total["parked_flow"], total["parked"]),
+            "false_flow_parked_masked": _ratio(total["parked_flow_masked"], total["parked"]),
             "dynamic_voxels": int(total["voxels"]),
             "parked_voxels": int(total["parked"]),
             "min_speed_m_s": self.min_speed,
@@ -192,6 +218,7 @@ class DynamicFlow:
                 self.classes[c]: {
                     "voxels": int(self.sums["voxels"][c]),
                     "epe": _ratio(self.sums["error"][c], self.sums["voxels"][c]),
+                    "epe_masked": _ratio(self.sums["error_masked"][c], self.sums["voxels"][c]),
                     "epe_zero_flow": _ratio(self.sums["zero"][c], self.sums["voxels"][c]),
                     "recall": _ratio(self.sums["found"][c], self.sums["voxels"][c]),
                 }

@@ -28,6 +28,10 @@ OPENOCC_CLASSES = (
 """OpenOcc's indices 0..16; 16 is free."""
 
 MOVABLE_CLASSES = OPENOCC_CLASSES[:8]
+MOVABLE_KINDS = frozenset((*MOVABLE_CLASSES, "other_vehicle", "person", "bicyclist", "motorcyclist"))
+"""The eight classes of mAVE, and SemanticKITTI's names for movable things."""
+UNKNOWN = 255
+"""In a truth volume: nobody looked. In a predicted one: occupied, class unknown."""
 GROUND_CLASSES = frozenset(
     (*OPENOCC_CLASSES[10:14], "road", "parking", "other-ground", "other_ground", "lane-marking", "lane_marking")
 )

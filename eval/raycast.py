@@ -1,6 +1,7 @@
 """Walks rays through a voxel grid to the first occupied voxel: compiled where numba is there, else vectorised."""
 
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from geometry.grid import VoxelGrid
 
 Backend = Literal["auto", "numba", "numpy"]
+Pairs = tuple[Int[np.ndarray, "rays"], Int[np.ndarray, "rays"]]
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,11 @@ class Hits:
 def cast_rays(
     occupied: Bool[np.ndarray, "x y z"],
     grid: VoxelGrid,
-    origins: Float[np.ndarray, "rays 3"],
-    directions: Float[np.ndarray, "rays 3"],
+    origins: Float[np.ndarray, "origins 3"],
+    directions: Float[np.ndarray, "directions 3"],
     backend: Backend = "auto",
     workers: int = 1,
+    pairs: Pairs | None = None,
 ) -> Hits:
     """Voxel traversal after Amanatides and Woo (1987), starting in, and including, the origin's voxel.
 
@@ -48,6 +51,7 @@ def cast_rays(
         origins, directions: metres, the grid's frame; directions of unit length, else distances are in multiples.
         backend: `numba`, `numpy` (same result, about ten times slower), or `auto` for whichever is there.
         workers: threads that share the rays (the compiled walk releases the interpreter's lock).
+        pairs: rows of `origins` and of `directions` that each ray takes; default row by row.
 
     Raises:
         ValueError: shapes that disagree, or a direction that is not finite or has zero length.
@@ -55,22 +59,44 @@ def cast_rays(
     """
     if occupied.shape != grid.shape:
         raise ValueError(f"occupancy of shape {occupied.shape} on a grid of {grid.shape} voxels")
+    start, step = rays_in_voxels(grid, origins, directions)
+    walk = _pick(backend)
+    volume = np.ascontiguousarray(occupied)
+    first, second = paired(len(start), len(step), pairs)
+    n = len(first)
+    voxel, distance = np.full(n, -1, dtype=np.int64), np.zeros(n)
+    if workers <= 1 or n < 2 * workers:
+        walk(volume, start, step, first, second, voxel, distance)
+        return Hits(voxel, distance)
+    parts = [slice(a, b) for a, b in itertools.pairwise(np.linspace(0, n, workers + 1).astype(np.int64).tolist())]
+    with ThreadPoolExecutor(workers) as pool:  # slices are views: every thread fills its own part of the result
+        list(pool.map(lambda p: walk(volume, start, step, first[p], second[p], voxel[p], distance[p]), parts))
+    return Hits(voxel, distance)
+
+
+def paired(origins: int, directions: int, pairs: Pairs | None) -> Pairs:
+    """Rows of each ray; without `pairs` row by row, for which there must be as many origins as directions."""
+    if pairs is not None:
+        return np.ascontiguousarray(pairs[0]), np.ascontiguousarray(pairs[1])
+    if origins != directions:
+        raise ValueError(f"{origins} origins for {directions} directions: say which belong together by `pairs`")
+    rows = np.arange(origins)
+    return rows, rows
+
+
+def rays_in_voxels(
+    grid: VoxelGrid, origins: Float[np.ndarray, "origins 3"], directions: Float[np.ndarray, "directions 3"]
+) -> tuple[Float[np.ndarray, "origins 3"], Float[np.ndarray, "directions 3"]]:
+    """Origins in voxel coordinates and directions in voxels per metre, float64; what every backend starts from.
+
+    Raises:
+        ValueError: a ray that is not finite, or has zero length.
+    """
     origins, directions = np.asarray(origins, dtype=np.float64), np.asarray(directions, dtype=np.float64)
     if not (np.isfinite(origins).all() and np.isfinite(directions).all() and directions.any(axis=1).all()):
         raise ValueError("rays need finite origins and finite directions of non-zero length; drop the others first")
     start = np.ascontiguousarray(grid.index_coordinates(origins))
-    step = np.ascontiguousarray(directions / np.asarray(grid.voxel_size))
-    walk = _pick(backend)
-    volume = np.ascontiguousarray(occupied)
-    voxel, distance = np.full(len(start), -1, dtype=np.int64), np.zeros(len(start))
-    rays, index = _enter(grid.shape, start, step)
-    if workers <= 1:
-        walk(volume, start, step, rays, index, voxel, distance)
-        return Hits(voxel, distance)
-    with ThreadPoolExecutor(workers) as pool:
-        parts = [p for p in np.array_split(np.arange(len(rays)), workers) if len(p)]
-        list(pool.map(lambda p: walk(volume, start, step, rays[p], index[p], voxel, distance), parts))
-    return Hits(voxel, distance)
+    return start, np.ascontiguousarray(directions / np.asarray(grid.voxel_size))
 
 
 _Walk = Callable[..., None]
@@ -94,11 +120,11 @@ def _compiled() -> _Walk:
     # In tests the shape checker wraps every function; numba wants the bare one.
     plain = inspect.unwrap(_walk_each)
     try:
-        return numba.njit(cache=True, nogil=True)(plain)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(plain)
     except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return numba.njit(nogil=True)(plain)
+            return numba.njit(nogil=True, error_model="numpy")(plain)
 
 
 def _enter(
@@ -126,47 +152,82 @@ def _walk_each(
     occupied: np.ndarray,
     start: np.ndarray,
     step: np.ndarray,
-    rays: np.ndarray,
-    index: np.ndarray,
+    first_row: np.ndarray,
+    second_row: np.ndarray,
     voxel: np.ndarray,
     distance: np.ndarray,
 ) -> None:
-    """One ray after the other; fills `voxel` and `distance` of `rays`. Plain loops, for numba to compile."""
+    """One ray after the other; fills `voxel` and `distance`. Plain loops, for numba to compile; entry as `_enter`."""
     nx, ny, nz = occupied.shape
-    for k in range(len(rays)):
-        r = rays[k]
-        ox, oy, oz = start[r, 0], start[r, 1], start[r, 2]
-        sx, sy, sz = step[r, 0], step[r, 1], step[r, 2]
-        ix, iy, iz = index[k, 0], index[k, 1], index[k, 2]
-        while 0 <= ix < nx and 0 <= iy < ny and 0 <= iz < nz:
-            tx = (ix + (1 if sx > 0.0 else 0) - ox) / sx if sx != 0.0 else np.inf
-            ty = (iy + (1 if sy > 0.0 else 0) - oy) / sy if sy != 0.0 else np.inf
-            tz = (iz + (1 if sz > 0.0 else 0) - oz) / sz if sz != 0.0 else np.inf
+    for r in range(len(voxel)):
+        i, j = first_row[r], second_row[r]
+        ox, oy, oz = start[i, 0], start[i, 1], start[i, 2]
+        sx, sy, sz = step[j, 0], step[j, 1], step[j, 2]
+        near, far, entry, meets = -np.inf, np.inf, 0, True
+        for a in range(3):
+            o, s, n = start[i, a], step[j, a], occupied.shape[a]
+            if s == 0.0:
+                meets = meets and 0.0 <= o < n
+                continue
+            first, last = (0.0 - o) / s, (n - o) / s
+            if first > last:
+                first, last = last, first
+            if first > near:
+                near, entry = first, a
+            far = min(far, last)
+        if near <= 0.0:
+            near, entry = 0.0, -1
+        if not meets or not far > near:
+            continue
+        ix = min(max(int(np.floor(ox + near * sx)), 0), nx - 1)
+        iy = min(max(int(np.floor(oy + near * sy)), 0), ny - 1)
+        iz = min(max(int(np.floor(oz + near * sz)), 0), nz - 1)
+        px, py, pz = sx > 0.0, sy > 0.0, sz > 0.0
+        if entry == 0:
+            ix = 0 if px else nx - 1
+        elif entry == 1:
+            iy = 0 if py else ny - 1
+        elif entry == 2:
+            iz = 0 if pz else nz - 1
+        tx = (ix + (1 if px else 0) - ox) / sx if sx != 0.0 else np.inf
+        ty = (iy + (1 if py else 0) - oy) / sy if sy != 0.0 else np.inf
+        tz = (iz + (1 if pz else 0) - oz) / sz if sz != 0.0 else np.inf
+        # Only the plane of the axis that was stepped along is new; a division costs more than the rest of a step.
+        inside = True
+        while inside:
             leave = min(tx, ty, tz)
-            distance[r] = leave
             if occupied[ix, iy, iz]:
                 voxel[r] = (ix * ny + iy) * nz + iz
                 break
             if tx == leave:
-                ix += 1 if sx > 0.0 else -1
+                ix += 1 if px else -1
+                inside = 0 <= ix < nx
+                tx = (ix + (1 if px else 0) - ox) / sx
             elif ty == leave:
-                iy += 1 if sy > 0.0 else -1
+                iy += 1 if py else -1
+                inside = 0 <= iy < ny
+                ty = (iy + (1 if py else 0) - oy) / sy
             else:
-                iz += 1 if sz > 0.0 else -1
+                iz += 1 if pz else -1
+                inside = 0 <= iz < nz
+                tz = (iz + (1 if pz else 0) - oz) / sz
+        distance[r] = leave
 
 
 def _walk_vectorised(
     occupied: np.ndarray,
     start: np.ndarray,
     step: np.ndarray,
-    rays: np.ndarray,
-    index: np.ndarray,
+    first_row: np.ndarray,
+    second_row: np.ndarray,
     voxel: np.ndarray,
     distance: np.ndarray,
 ) -> None:
     """All rays one voxel at a time; the same arithmetic as `_walk_each`, so the same bits."""
     ny, nz = occupied.shape[1:]
     flat, size = occupied.reshape(-1), np.array(occupied.shape)
+    nx, start, step = len(occupied), start[first_row], step[second_row]
+    rays, index = _enter((nx, ny, nz), start, step)
     begin, pace = start[rays], step[rays]
     while len(rays):
         with np.errstate(divide="ignore", invalid="ignore"):

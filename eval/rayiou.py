@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from eval.protocols import GROUND_CLASSES, THRESHOLDS, RayProtocol, free_index, occupied_in, protocol_named
-from eval.raycast import Backend, Hits, cast_rays
+from eval.raycast import Backend, Hits, Pairs, cast_rays
 from eval.rays import ray_directions
 from geometry.grid import VoxelGrid
 
@@ -17,11 +17,13 @@ from geometry.grid import VoxelGrid
 class TruthRays:
     """The rays of one keyframe that count: those whose true end is occupied, with a known class.
 
-    origins, directions: metres, ego frame. category: true class. hits: where they end in the truth.
+    origins, directions: metres, ego frame. pairs: rows of these two that each ray takes. category: true class. hits:
+    where they end in the truth.
     """
 
-    origins: Float[np.ndarray, "rays 3"]
-    directions: Float[np.ndarray, "rays 3"]
+    origins: Float[np.ndarray, "origins 3"]
+    directions: Float[np.ndarray, "directions 3"]
+    pairs: Pairs
     category: Int[np.ndarray, "rays"]
     hits: Hits
 
@@ -61,6 +63,8 @@ class RayIoU:
         grid: of truth and prediction.
         classes: names of the truth's indices, with the one that means free.
         backend, workers: how rays are cast.
+        half: round distances to float16 first, as the CVPR 2024 challenge's submission form does; named in the result.
+        device: cast with torch there (`cuda`), with the same result.
     """
 
     def __init__(
@@ -70,11 +74,13 @@ class RayIoU:
         classes: Sequence[str],
         backend: Backend = "auto",
         workers: int = 1,
+        half: bool = False,
+        device: str | None = None,
     ) -> None:
         self.protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
         self.grid, self.classes = grid, tuple(classes)
         self.free = free_index(classes)
-        self.backend, self.workers = backend, workers
+        self.backend, self.workers, self.half, self.device = backend, workers, half, device
         self.ground_truth = np.zeros(len(classes), dtype=np.int64)
         self.predicted = np.zeros(len(classes), dtype=np.int64)
         self.true_positive = np.zeros((len(THRESHOLDS), len(classes)), dtype=np.int64)
@@ -92,13 +98,27 @@ class RayIoU:
         Rays that end in free space are dropped, and so are those that an unknown voxel (255) blocks.
         """
         fan = ray_directions() if directions is None else directions
-        starts = np.repeat(origins.astype(np.float64), len(fan), axis=0)
-        ways = np.tile(fan, (len(origins), 1))
-        occupied = occupied_in(semantics, self.classes) & self._evaluated
-        hits = cast_rays(occupied, self.grid, starts, ways, self.backend, self.workers)
+        starts, pairs = origins.astype(np.float64), all_pairs(len(origins), len(fan))
+        hits = self.cast(occupied_in(semantics, self.classes), starts, fan, pairs)
         category = np.where(hits.voxel >= 0, semantics.reshape(-1)[hits.voxel], self.free).astype(np.int64)
         kept = (category != self.free) & (category < len(self.classes))
-        return TruthRays(starts[kept], ways[kept], category[kept], Hits(hits.voxel[kept], hits.distance[kept]))
+        chosen = pairs[0][kept], pairs[1][kept]
+        return TruthRays(starts, fan, chosen, category[kept], Hits(hits.voxel[kept], hits.distance[kept]))
+
+    def cast(
+        self,
+        occupied: Bool[np.ndarray, "x y z"],
+        origins: Float[np.ndarray, "origins 3"],
+        directions: Float[np.ndarray, "directions 3"],
+        pairs: Pairs,
+    ) -> Hits:
+        """Where rays (metres, ego frame) end in a volume, of which the protocol frees its part first."""
+        volume = occupied & self._evaluated
+        if self.device is not None:
+            from eval.raycast_torch import cast_rays_torch  # torch is loaded where it is asked for
+
+            return cast_rays_torch(volume, self.grid, origins, directions, self.device, pairs)
+        return cast_rays(volume, self.grid, origins, directions, self.backend, self.workers, pairs)
 
     def update(
         self,
@@ -121,20 +141,29 @@ class RayIoU:
                 f"protocol {self.protocol.name!r} compares classes and this network predicts none: "
                 "use protocol 'geometry' (the class is ignored), or predictions that have a class per voxel"
             )
-        hits = cast_rays(
-            occupied & self._evaluated, self.grid, truth.origins, truth.directions, self.backend, self.workers
-        )
+        hits = self.cast(occupied, truth.origins, truth.directions, truth.pairs)
         named = self.predicted_category(truth, hits, semantics)
-        close = np.abs(hits.distance - truth.hits.distance) < np.array(THRESHOLDS)[:, None]
-        right = close & (named == truth.category)
+        self.count(truth.category, truth.hits.distance, named, hits.distance)
+        return hits
+
+    def count(
+        self,
+        category: Int[np.ndarray, "rays"],
+        true_distance: Float[np.ndarray, "rays"],
+        named: Int[np.ndarray, "rays"],
+        distance: Float[np.ndarray, "rays"],
+    ) -> None:
+        """Count one keyframe's rays whose true end is occupied: true and predicted class (free for none), metres."""
+        if self.half:
+            true_distance, distance = (d.astype(np.float16).astype(np.float32) for d in (true_distance, distance))
+        off, same = np.abs(distance - true_distance), named == category
         size = len(self.classes) + 1
-        self.ground_truth += np.bincount(truth.category, minlength=size)[: size - 1]
+        self.ground_truth += np.bincount(category, minlength=size)[: size - 1]
         counted = named[(named != self.free) & (named >= 0) & (named < size - 1)]
         self.predicted += np.bincount(counted, minlength=size)[: size - 1]
-        for k in range(len(THRESHOLDS)):
-            self.true_positive[k] += np.bincount(truth.category[right[k]], minlength=size)[: size - 1]
+        for k, threshold in enumerate(THRESHOLDS):
+            self.true_positive[k] += np.bincount(category[same & (off < threshold)], minlength=size)[: size - 1]
         self.frames += 1
-        return hits
 
     def predicted_category(
         self, truth: TruthRays, hits: Hits, semantics: UInt8[np.ndarray, "x y z"] | None
@@ -149,7 +178,12 @@ class RayIoU:
 
     def merge(self, other: "RayIoU") -> None:
         """Add the counts of another accumulator of the same protocol, grid and classes."""
-        if (other.protocol, other.grid, other.classes) != (self.protocol, self.grid, self.classes):
+        if (other.protocol, other.grid, other.classes, other.half) != (
+            self.protocol,
+            self.grid,
+            self.classes,
+            self.half,
+        ):
             raise ValueError(
                 f"cannot merge RayIoU of {other.protocol.name} on {other.grid} into {self.protocol.name} on {self.grid}"
             )
@@ -186,6 +220,7 @@ class RayIoU:
             per_class=per_class,
             frames=self.frames,
             rays=int(self.ground_truth.sum()),
+            notes=["distances rounded to float16, as in the challenge's submission form"] if self.half else [],
             grid={
                 "lower": [float(v) for v in self.grid.lower],
                 "upper": [float(v) for v in self.grid.upper],
@@ -200,6 +235,11 @@ class RayIoU:
             true_positive, total = true_positive.sum(axis=1, keepdims=True), total.sum(keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(total > 0, true_positive / (total - true_positive), np.nan)
+
+
+def all_pairs(origins: int, directions: int) -> Pairs:
+    """Every direction from every origin, origin by origin."""
+    return np.repeat(np.arange(origins), directions), np.tile(np.arange(directions), origins)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,5 +1,7 @@
 """The rays that RayIoU is measured along: a fixed fan of directions, from LiDAR centres of the whole scene."""
 
+from functools import cache
+
 import numpy as np
 from jaxtyping import Float
 
@@ -25,11 +27,14 @@ def pitch_angles() -> Float[np.ndarray, "39"]:
     return np.array(angles)
 
 
+@cache
 def ray_directions() -> Float[np.ndarray, "14040 3"]:
-    """Unit directions of the 39 pitches times 360 azimuths of 1 degree, ego frame, pitch-major."""
+    """Unit directions of the 39 pitches times 360 azimuths of 1 degree, ego frame, pitch-major; read-only."""
     pitch, azimuth = np.meshgrid(pitch_angles(), np.deg2rad(np.arange(_AZIMUTHS, dtype=np.float64)), indexing="ij")
     directions = [np.cos(pitch) * np.cos(azimuth), np.cos(pitch) * np.sin(azimuth), np.sin(pitch)]
-    return np.stack(directions, axis=-1).reshape(-1, 3)
+    fan = np.stack(directions, axis=-1).reshape(-1, 3)
+    fan.flags.writeable = False
+    return fan
 
 
 def ray_origins(

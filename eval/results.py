@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eval.baselines import zero_flow
 from eval.mave import occ_score
+from eval.plain import plain
 from eval.predict import Predictor
 from eval.tally import Tally
 from model.checkpoint import WEIGHTS_NAME
@@ -23,9 +22,11 @@ def summary(tally: Tally) -> dict[str, Any]:
 
     Keys: `protocol` and its description; the chief figures `rayiou_<protocol>`, `rayiou_nonground`,
     `occscore_<protocol>`, `mave` (m/s), `flow_epe_dynamic` (m/s), `recall_dynamic`, `false_flow_parked` (m/s),
-    `abs_rel`; `baselines` with such keys for `flat_ground` and `zero_flow`; the detail behind them in `rayiou`,
-    `velocity`, `dynamic_flow`, `depth`, `sweep`; `not_computed`, a line per missing group, and `notes`. None where a
-    figure does not exist.
+    `abs_rel`, `voxel_iou`, `flow_epe_dynamic_masked` and `threeway_epe` (m/s), `bucketed_epe_dynamic`; `baselines` with
+    such keys for `flat_ground` and `zero_flow`; the detail behind them in `rayiou`, `voxels`, `velocity`,
+    `dynamic_flow`, `three_way`, `bucketed`, `depth`,
+    `image_motion` (KITTI-MOT: DE, EPE, ...), `sweep`; `not_computed`, a line per missing group, and `notes`.
+    None where a figure does not exist.
     """
     protocol = tally.rules.protocol
     detail = _detail(tally)
@@ -79,33 +80,24 @@ def weights_digest(checkpoint: str | Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def plain(value: Any) -> Any:
-    """Numbers, strings, lists and dictionaries only; None for nan and infinities, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def _detail(tally: Tally) -> dict[str, Any]:
     found: dict[str, Any] = {"depth": tally.depth.compute()}
+    if tally.motion is not None and tally.motion_cameras:
+        found["image_motion"] = tally.motion.compute()
     if not tally.measured:
         return found
     found["rayiou"] = tally.rayiou.compute().to_dict()
+    found["voxels"] = tally.voxels.compute()
     if tally.sweep:
         results = {threshold: metric.compute() for threshold, metric in sorted(tally.sweep.items())}
         found["sweep"] = [
             {"threshold_m": threshold, "rayiou": result.rayiou, "rayiou_nonground": result.nonground}
             for threshold, result in results.items()
         ]
-    if tally.true_motion:
+    if tally.true_motion and tally.with_flow:
         found["velocity"] = tally.velocity.compute().to_dict()
         found["dynamic_flow"] = tally.dynamic.compute()
+        found["three_way"], found["bucketed"] = tally.three_way.compute(), tally.bucketed.compute()
     return found
 
 
@@ -121,6 +113,10 @@ def _chief(protocol: str, detail: Mapping[str, Any]) -> dict[str, Any]:
         "recall_dynamic": dynamic.get("recall_dynamic"),
         "false_flow_parked": dynamic.get("false_flow_parked"),
         "abs_rel": detail["depth"]["abs_rel"],
+        "voxel_iou": detail.get("voxels", {}).get("voxel_iou"),
+        "flow_epe_dynamic_masked": dynamic.get("flow_epe_dynamic_masked"),
+        "threeway_epe": detail.get("three_way", {}).get("threeway_epe"),
+        "bucketed_epe_dynamic": detail.get("bucketed", {}).get("dynamic_normalised_epe"),
     }
 
 
@@ -136,9 +132,13 @@ def _missing(tally: Tally) -> list[str]:
     lines = list(tally.rules.missing)
     if tally.rules.classes and not tally.measured:
         lines.append("no keyframe has both occupancy truth and LiDAR near it: no RayIoU, no velocity errors")
-    elif tally.rules.motion and not tally.true_motion:
+    elif tally.measured and not tally.true_motion:
         lines.append("no voxel of the truth has a velocity: no mAVE, no flow error")
-    if not tally.depth.images:
+    elif tally.measured and not tally.with_flow:
+        lines.append("no prediction has flow: no mAVE, no flow error")
+    if not tally.rendered:
+        lines.append("depth is rendered from a network's field, which files of labels do not hold: no depth figures")
+    elif not tally.depth.images:
         lines.append("no LiDAR point in any camera (is the cue 'lidar' extracted?): no depth figures")
     return lines
 
@@ -149,6 +149,8 @@ def _notes(tally: Tally) -> list[str]:
         lines.append(
             f"{tally.without_truth} of {tally.keyframes} keyframes have no occupancy truth and count for depth only"
         )
+    if tally.with_flow and tally.without_flow:
+        lines.append(f"{tally.without_flow} keyframes' predictions have no flow: they count for occupancy only")
     if tally.nan_voxels:
         lines.append(f"{tally.nan_voxels} predicted voxels are not a number: they count as free")
     return lines

@@ -17,41 +17,42 @@ class Rules:
     """How one store is evaluated.
 
     protocol: the rule of RayIoU. grid: of truth and prediction. classes: the truth's, with the one that means free;
-    empty without truth. motion: whether the truth has velocities. missing: a line per group of figures that cannot be
-    computed, with the reason.
+    empty without truth. missing: a line per group of figures that cannot be computed, with the reason.
     """
 
     protocol: RayProtocol
     grid: VoxelGrid
     classes: tuple[str, ...]
-    motion: bool
     missing: tuple[str, ...] = ()
 
 
-def rules_for(truth: StoreAttributes | None, dataset: str, model_grid: VoxelGrid, asked: str | None = None) -> Rules:
+def rules_for(
+    truth: StoreAttributes | None, dataset: str, model_grid: VoxelGrid, asked: str | None = None, classes: bool = False
+) -> Rules:
     """The rules for a truth store's attributes (None: there is no truth); `asked` names a protocol instead of the
     usual one, which is `semantickitti` on KITTI's data sets and grid and `geometry` elsewhere.
 
+    Args:
+        classes: whether what is measured predicts classes; a network of ours does not.
+
     Raises:
-        EvaluationError: an unknown protocol, or one that compares classes (the network predicts none).
+        EvaluationError: an unknown protocol, or one that compares classes where there are none.
     """
     described = None if truth is None else truth.occupancy_grid
     grid = evaluation_grid(model_grid, described)
-    kitti = is_kitti(dataset, grid)
     try:
         protocol = protocol_named(asked) if asked else usual_protocol(dataset, grid)
     except ValueError as error:
         raise EvaluationError(str(error)) from None
-    if protocol.class_aware:
+    if protocol.class_aware and not classes:
         raise EvaluationError(
             f"protocol {protocol.name!r} compares classes and this network predicts none: use 'geometry', which "
             "ignores the class, or 'semantickitti'"
         )
     if truth is None or described is None:
         reason = "no occupancy truth beside the store: no RayIoU, no velocity errors; depth is measured against LiDAR"
-        return Rules(protocol, grid, (), False, (reason,))
-    missing = ("truth on KITTI's grid has no velocities: no mAVE, no flow error",) if kitti else ()
-    return Rules(protocol, grid, with_free(truth.occupancy_classes), not kitti, missing)
+        return Rules(protocol, grid, (), (reason,))
+    return Rules(protocol, grid, with_free(truth.occupancy_classes))
 
 
 def is_kitti(dataset: str, grid: VoxelGrid) -> bool:

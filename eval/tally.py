@@ -5,15 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.baselines import flat_ground, flat_ground_depth, ground_height
+from eval.cue_motion import CueMotion
 from eval.depth import DepthError
 from eval.frames import KeyframeTruth
 from eval.mave import DynamicFlow, VelocityError
 from eval.predict import Prediction
 from eval.rayiou import RayIoU, TruthRays
 from eval.rules import Rules
+from eval.scene_flow import BucketedError, ThreeWayError
 from eval.views import lidar_views, rendered_depths
+from eval.voxel_iou import VoxelIoU
 from model.render import Renderer
 from storage.reader import StoreReader
+
+MOTION_DATASET = "kitti_mot"
+"""Where disparity and optical flow are measured in the image, against cues."""
 
 
 class Tally:
@@ -24,12 +30,26 @@ class Tally:
         reader: the cue store, for LiDAR and calibration.
         sweep: occupancy thresholds, metres, at which RayIoU is computed besides.
         workers: threads that cast rays.
+        rendered: whether depth is to be rendered; predictions in files have no field to render.
+        half: round distances and velocities to float16 first, as the challenge's submission form does.
     """
 
-    def __init__(self, rules: Rules, reader: StoreReader, sweep: Sequence[float] = (), workers: int = 2) -> None:
-        self.rules, self.reader, self.workers = rules, reader, workers
+    def __init__(
+        self,
+        rules: Rules,
+        reader: StoreReader,
+        sweep: Sequence[float] = (),
+        workers: int = 2,
+        *,
+        rendered: bool = True,
+        half: bool = False,
+    ) -> None:
+        self.rules, self.reader, self.workers, self.rendered, self.half = rules, reader, workers, rendered, half
         self.depth, self.flat_depth = DepthError(), DepthError()
-        self.keyframes = self.without_truth = self.nan_voxels = 0
+        # The paper's figures on KITTI-MOT; elsewhere the cues are not what its labels were.
+        self.motion = CueMotion(reader) if MOTION_DATASET in reader.attributes.dataset.lower() else None
+        self.motion_cameras = 0
+        self.keyframes = self.without_truth = self.with_flow = self.without_flow = self.nan_voxels = 0
         self.true_motion = False
         self.ground = ground_height(reader.attributes.dataset)
         self.sweep: dict[float, RayIoU] = {}
@@ -39,6 +59,8 @@ class Tally:
             self.rayiou, self.flat_rayiou = self._rayiou(), self._rayiou()
             self.sweep = {float(threshold): self._rayiou() for threshold in sweep}
             self.velocity, self.dynamic = VelocityError(rules.classes), DynamicFlow(rules.classes)
+            self.three_way, self.bucketed = ThreeWayError(rules.classes), BucketedError(rules.classes)
+            self.voxels = VoxelIoU(rules.classes)
 
     @property
     def measured(self) -> bool:
@@ -46,7 +68,7 @@ class Tally:
         return self.keyframes > self.without_truth
 
     def _rayiou(self) -> RayIoU:
-        return RayIoU(self.rules.protocol, self.rules.grid, self.rules.classes, workers=self.workers)
+        return RayIoU(self.rules.protocol, self.rules.grid, self.rules.classes, workers=self.workers, half=self.half)
 
     def add_volume(self, prediction: Prediction, truth: KeyframeTruth | None) -> None:
         """Count a keyframe's occupancy and velocity; one without truth is counted as such."""
@@ -57,14 +79,23 @@ class Tally:
             self.without_truth += 1
             return
         rays = self.rayiou.truth_rays(truth.semantics, truth.origins)
-        hits = self.rayiou.update(rays, prediction.occupied)
-        if self.flat is not None:
+        hits = self.rayiou.update(rays, prediction.occupied, prediction.semantics)
+        if self.flat is not None and not self.rules.protocol.class_aware:
             self.flat_rayiou.update(rays, self.flat.occupied)
         self._sweep(prediction, rays)
-        if self.rules.motion:
-            self.true_motion |= bool(truth.flow.any())
-            self.velocity.update(rays, hits, prediction.flow, truth.flow)
-            self.dynamic.update(prediction.occupied, prediction.flow, truth.semantics, truth.flow)
+        self.voxels.update(prediction.occupied, truth.semantics, prediction.semantics)
+        self.true_motion |= bool(truth.flow.any())
+        if not prediction.has_flow:
+            self.without_flow += 1
+            return
+        self.with_flow += 1
+        flow, true_flow = (f.astype(np.float16) if self.half else f for f in (prediction.flow, truth.flow))
+        named = None
+        if self.rules.protocol.class_aware:
+            named = self.rayiou.predicted_category(rays, hits, prediction.semantics)
+        self.velocity.update(rays, hits, flow, true_flow, named)
+        for metric in (self.dynamic, self.three_way, self.bucketed):
+            metric.update(prediction.occupied, flow, truth.semantics, true_flow)
 
     def add_sweep(self, prediction: Prediction, truth: KeyframeTruth | None) -> None:
         """Count a keyframe's occupancy at the thresholds of the sweep alone."""
@@ -80,6 +111,8 @@ class Tally:
         assert prediction.fields is not None
         seen = list(lidar_views(self.reader, scene, t))
         rendered = rendered_depths(renderer, prediction.fields, [(view, sparse.uv) for view, sparse in seen])
+        if self.motion is not None:
+            self.motion_cameras += self.motion.add(renderer, prediction.fields, scene, t)
         for (view, sparse), depth in zip(seen, rendered, strict=True):
             self.depth.update(depth, sparse.depth)
             flat = flat_ground_depth(view.K, view.ego_from_cam, sparse.uv, self.rules.grid, self.ground)

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 
 from eval.baselines import flat_ground_depth
-from eval.image_motion import ImageMotion, image_motion, next_view, rendered_motion
+from eval.cue_motion import cue_motion
+from eval.evaluate import evaluate
+from eval.image_motion import ImageMotion, image_motion, next_view, rendered_motion, stereo_baseline
 from eval.rules import EvaluationError
 from eval.views import views
 from geometry.cameras import camera_directions, pixel_centres
 from storage.reader import StoreReader
-from storage.schema import encode_flow
+from storage.schema import MASK_TABLE_ROWS, encode_flow
 from storage.store import CueStore, Provenance, UnitId
 from storage.truth import truth_path
 
@@ -139,3 +142,88 @@ def test_a_network_that_knows_the_road(sliding_store: Path, log: Any, known_netw
 def test_a_store_without_pixel_truth_is_refused(tiny_store: Path, log: Any, exact: Any) -> None:
     with pytest.raises(EvaluationError, match="no keyframe has per-pixel truth"):
         image_motion(exact(log), tiny_store)
+
+
+def test_the_outlier_rule_is_named_and_changes_the_shares() -> None:
+    """An error of 9 px of a true 100 px: above 8 px, below 10 %."""
+    depth, still = np.array([10.0]), np.zeros((1, 2))
+    shares = {}
+    for rule in ("both", "either"):
+        found = ImageMotion(rule)
+        found.update((depth, depth), (np.array([[109.0, 0]]), np.array([[100.0, 0]])), still, depth > 0, 700.0, 1216)
+        shares[rule] = found.compute()["FL_10%"]
+        assert found.compute()["outlier_rule"] == rule
+    assert shares == {"both": 0.0, "either": 1.0}
+    with pytest.raises(ValueError, match="choose from both, either"):
+        ImageMotion("paper")
+    with pytest.raises(ValueError, match="cannot merge outliers"):
+        ImageMotion().merge(ImageMotion("either"))
+
+
+def test_merging_is_pooling_and_the_baseline_scales_disparity() -> None:
+    parts = [ImageMotion(), ImageMotion()]
+    whole = ImageMotion()
+    for seed, part in enumerate(parts):
+        rng = np.random.default_rng(seed)
+        depth, flow = rng.uniform(1, 50, (2, 20)), rng.normal(0, 20, (2, 20, 2))
+        for one in (part, whole):
+            one.update(tuple(depth), tuple(flow), 0 * flow[0], rng.random(20) < 2, 700.0, 1216, 0.5 + seed / 2)
+    parts[0].merge(parts[1])
+    pooled, wanted = parts[0].compute(), whole.compute()
+    assert pooled.pop("pixels") == wanted.pop("pixels")
+    assert pooled == pytest.approx(wanted)
+    assert "baseline 0.5, 1 m" in wanted["rule"]
+    one, two = ImageMotion(), ImageMotion()
+    for found, baseline in ((one, 0.5), (two, 1.0)):
+        found.update(tuple(depth), tuple(flow), 0 * flow[0], depth[0] > 0, 700.0, 1216, baseline)
+    assert two.compute()["DE"] == pytest.approx(2 * one.compute()["DE"])
+
+
+def test_against_cues_by_hand(
+    tiny_store: Path, log: Any, known_network: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sliding road again, its flow as a cue that is off by 1 render pixel, a mask on the left half."""
+    store = shutil.copytree(tiny_store, tmp_path / "store.zarr")
+    T, C, grid = log.keyframes, 2, log.grid
+    uv = pixel_centres(*RENDER).reshape(-1, 2)
+    field = np.zeros((*grid.shape, 2))
+    field[..., 0] = MOVE_M
+    network = known_network(grid.centres()[..., 2], field, grid)
+    table = StoreReader(tiny_store).scene("a").table
+    flow = np.full((T, C, 2, *RENDER), np.nan)
+    for view in views(table, 0, NETWORK, RENDER):
+        following = next_view(table, 0, view, 0.5, 0.5)
+        assert following is not None
+        moved = rendered_motion(network.renderer, network.fields, view, following, uv)[1]
+        shift = np.where(np.abs(moved).max(axis=1, keepdims=True) < 60, moved + [1.0, 0.0], np.nan)
+        flow[: T - 1, view.camera] = shift.T.reshape(2, *RENDER)
+    target = np.repeat(np.array([[1], [2], [-1]], np.int32), C, axis=1)
+    cue = {
+        "flow/next/flow": encode_flow(flow)[0],
+        "flow/next/confidence": np.full((T, C, *RENDER), 255, np.uint8),
+        "flow/next/target_frame": target,
+        "flow/next/target_sweep": np.full((T, C), -1, np.int32),
+    }
+    instance = np.zeros((T, C, *NETWORK), np.uint16)
+    instance[..., : NETWORK[1] // 2] = 1
+    masks = {"masks/instance": instance, "masks/table": np.zeros((T, C, MASK_TABLE_ROWS, 8), np.float32)}
+    writer = CueStore.open(store)
+    writer.commit_block(UnitId("flow_next", "a"), cue, Provenance("f"))
+    writer.commit_block(UnitId("masks", "a"), masks, Provenance("f"))
+    found = cue_motion(network, store)
+    # One render pixel is 1216 / 32 = 38 of the reference's; flow is stored to 1/64 of a pixel.
+    assert found["EPE"] == pytest.approx(38.0, abs=0.5)
+    assert 0 < found["pixels"]["DE_FG"] < found["pixels"]["DE"]
+    assert found["pixels"]["EPE"] <= found["pixels"]["DE"]
+    assert found["SF_10%"] >= found["FL_10%"]
+    assert "image_motion" not in evaluate(network, store, keyframes=1)
+    monkeypatch.setattr("eval.tally.MOTION_DATASET", log.dataset)
+    assert evaluate(network, store)["image_motion"] == found
+    with pytest.raises(EvaluationError, match="no keyframe has lidar, flow_next, masks"):
+        cue_motion(network, tiny_store)
+
+
+def test_the_baseline_is_the_sequences_own(log: Any) -> None:
+    table = log.table(1)
+    assert stereo_baseline(table) == 0.54
+    assert stereo_baseline(replace(table, tags=("training", "stereo_baseline_m=0.5327"))) == 0.5327

@@ -16,7 +16,8 @@ def rays(category: list[int], true_distance: list[float], distance: list[float])
     n = len(category)
     voxels = np.arange(n)
     found = np.isfinite(distance)
-    truth = TruthRays(np.zeros((n, 3)), np.ones((n, 3)), np.array(category), Hits(voxels, np.array(true_distance)))
+    end = Hits(voxels, np.array(true_distance))
+    truth = TruthRays(np.zeros((n, 3)), np.ones((n, 3)), (voxels, voxels), np.array(category), end)
     return truth, Hits(np.where(found, voxels, -1), np.where(found, distance, 50.0))
 
 
@@ -39,8 +40,28 @@ def test_by_hand() -> None:
     assert result.per_class["car"]["tp"] == 2
     assert result.mave == pytest.approx((2.0 + 1.0) / 2)
     assert result.zero_flow == pytest.approx((5.0 + 1.0) / 2)
-    assert result.unmasked == pytest.approx(((0 + 4 + 5) / 3 + 1.0) / 2)
+    # Legacy: cars and the pedestrian both take all five rays, the road's wrong 9 (2) m/s too.
+    assert result.unmasked == pytest.approx((0 + 4 + 5 + 1 + 9 * np.sqrt(2)) / 5)
     assert result.class_source == "truth"
+
+
+def test_the_legacy_form_by_a_slow_version_of_its_script() -> None:
+    """Keyframe by keyframe and class by class, the norm taken over all rays wherever the class has a true positive."""
+    rng = np.random.default_rng(4)
+    metric = VelocityError(OPENOCC_CLASSES)
+    total, count = np.zeros(8), np.zeros(8)
+    for _ in range(6):
+        category, distance = rng.integers(0, 12, 8), rng.uniform(7, 13, 8)
+        truth, hits = rays(category.tolist(), [10.0] * 8, distance.tolist())
+        flow, true_flow = rng.normal(size=(2, 8, 1, 1, 2)).astype(np.float32)
+        metric.update(truth, hits, flow, true_flow)
+        for c in range(8):
+            if any(category[i] == c and abs(distance[i] - 10.0) < 2.0 for i in range(8)):
+                total[c] += sum(float(np.hypot(*(flow - true_flow)[i, 0, 0].astype(np.float64))) for i in range(8))
+                count[c] += 8
+    seen = count > 0
+    assert seen.any()
+    assert metric.compute().unmasked == pytest.approx(np.mean(total[seen] / count[seen]))
 
 
 def test_a_predicted_miss_has_no_velocity() -> None:
@@ -98,6 +119,13 @@ def test_dynamic_flow_by_hand() -> None:
     assert result["flow_epe_dynamic_zero_flow"] == pytest.approx((3 + 5 + 1) / 3)
     assert result["recall_dynamic"] == pytest.approx(2 / 3)
     assert result["false_flow_parked"] == pytest.approx(0.6)
+    assert result["flow_epe_dynamic_masked"] == pytest.approx((1 + 5 + 0) / 3)
+    flow[1, 0, 0, 0] = 5.0  # right, where the prediction is free: the field knows, labels do not
+    field = DynamicFlow(OPENOCC_CLASSES)
+    field.update(occupied, flow, semantics, true_flow)
+    assert field.compute()["flow_epe_dynamic"] == pytest.approx(1 / 3)
+    assert field.compute()["flow_epe_dynamic_masked"] == pytest.approx((1 + 5 + 0) / 3)
+    flow[1] = 0.0
     other = DynamicFlow(OPENOCC_CLASSES)
     other.update(occupied, flow, semantics, true_flow)
     other.merge(metric)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.raycast import cast_rays
-from geometry.grid import VoxelGrid
+from eval.raycast_torch import cast_rays_torch
+from geometry.grid import NUSCENES_GRID, VoxelGrid
 
 GRID = VoxelGrid((-2.0, -1.0, -0.5), (2.0, 1.0, 1.5), (8, 4, 4))  # voxels of 0.5 m: every plane is exact in binary
 
@@ -138,3 +139,33 @@ def test_hostile_directions_are_refused(direction: list[float]) -> None:
 def test_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 2, 2\)"):
         cast_rays(np.zeros((2, 2, 2), dtype=bool), GRID, np.zeros((1, 3)), np.ones((1, 3)))
+
+
+def test_all_backends_give_the_same_bits() -> None:
+    rng = np.random.default_rng(11)
+    grid = VoxelGrid((-2.1, -1.3, -0.7), (2.7, 1.5, 1.1), (12, 7, 5))
+    corners = np.stack(np.meshgrid(*[np.arange(-2.5, 3.0, 0.5)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    ways = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    ways = ways[np.abs(ways).sum(axis=1) > 0]
+    lattice = rng.choice(len(corners), 500), rng.choice(len(ways), 500)
+    free = rng.normal(size=(500, 3))
+    for box, origins, directions in (
+        (GRID, corners[lattice[0]], ways[lattice[1]]),
+        (grid, rng.uniform(-3.5, 3.5, (500, 3)), free / np.linalg.norm(free, axis=1, keepdims=True)),
+        (NUSCENES_GRID, rng.uniform(-45, 45, (500, 3)), free * [1.0, 1.0, 0.05]),
+    ):
+        for density in (0.0, 0.01, 0.2, 1.0):
+            occupied = rng.random(box.shape) < density
+            numba, plain = (cast_rays(occupied, box, origins, directions, b) for b in ("numba", "numpy"))
+            torch = cast_rays_torch(occupied, box, origins, directions)
+            for other in (plain, torch):
+                np.testing.assert_array_equal(numba.voxel, other.voxel)
+                assert numba.distance.tobytes() == other.distance.tobytes()
+
+
+def test_torch_refuses_what_the_others_refuse() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 2, 2\)"):
+        cast_rays_torch(np.zeros((2, 2, 2), dtype=bool), GRID, np.zeros((1, 3)), np.ones((1, 3)))
+    with pytest.raises(ValueError, match="non-zero length"):
+        cast_rays_torch(np.zeros(GRID.shape, dtype=bool), GRID, np.zeros((1, 3)), np.zeros((1, 3)))
+    assert len(cast_rays_torch(np.zeros(GRID.shape, bool), GRID, np.zeros((0, 3)), np.zeros((0, 3))).voxel) == 0

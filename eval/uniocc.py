@@ -1,0 +1,136 @@
+"""UniOcc's files, `<scene>/<keyframe number>.npz`: classes of their own, and flow in voxels with the car's own motion.
+
+The layout is that of UniOcc (Wang et al., ICCV 2025) as its repository documents it: `occ_label` (X, Y, Z), 10 = free;
+`occ_flow_forward` (X, Y, Z, 3), from each voxel's place in this ego frame to its place in the next keyframe's own ego
+frame, in voxels, zero in the last keyframe; `occ_flow_backward` likewise to the one before.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from eval.label_files import checked_classes, checked_flow, load_arrays
+from eval.predict import Prediction
+from geometry.grid import VoxelGrid
+from geometry.transforms import invert, transform_points
+from storage.reader import StoreReader
+from storage.schema import SceneTable
+
+FREE = 10
+CLASSES = (
+    "undefined",
+    "car",
+    "bicycle",
+    "motorcycle",
+    "pedestrian",
+    "traffic_cone",
+    "vegetation",
+    "road",
+    "terrain",
+    "building",
+    "free",
+)
+"""By index, as UniOcc's viewer names them; `car` is every vehicle."""
+_FROM_OPENOCC = np.array([1, 1, 1, 1, 1, 2, 3, 4, 5, 0, 7, 7, 8, 8, 9, 6, FREE], dtype=np.uint8)
+"""UniOcc's class of each of OpenOcc's: barriers have none there, side walks count as terrain, manmade as building."""
+
+
+def _step(table: SceneTable, t: int, other: int) -> tuple[Float[np.ndarray, "4 4"], float]:
+    """other_from_current ego pose, and seconds from keyframe t to the other."""
+    pose = invert(table.global_from_ego[other]) @ table.global_from_ego[t]
+    return pose, (int(table.timestamp_us[other]) - int(table.timestamp_us[t])) * 1e-6
+
+
+def voxel_flow(
+    velocity: Float[np.ndarray, "x y z 2"],
+    grid: VoxelGrid,
+    other_from_current: Float[np.ndarray, "4 4"],
+    seconds: float,
+) -> Float32[np.ndarray, "x y z 3"]:
+    """Displacement in voxels, from one ego frame to another `seconds` later (or earlier), own motion included.
+
+    Args:
+        velocity: m/s, horizontal, in the current ego frame, the world at rest being zero.
+    """
+    points = grid.centres()
+    moved = points.copy()
+    moved[..., :2] += np.asarray(velocity, dtype=np.float64) * seconds
+    there = transform_points(other_from_current, moved.reshape(-1, 3)).reshape(points.shape)
+    return ((there - points) / np.asarray(grid.voxel_size)).astype(np.float32)
+
+
+def velocity_of(
+    flow: Float[np.ndarray, "x y z 3"], grid: VoxelGrid, other_from_current: Float[np.ndarray, "4 4"], seconds: float
+) -> Float32[np.ndarray, "x y z 2"]:
+    """The inverse of `voxel_flow`: horizontal velocity in m/s, own motion taken out (the vertical part is dropped)."""
+    points = grid.centres()
+    there = points + np.asarray(flow, dtype=np.float64) * np.asarray(grid.voxel_size)
+    back = transform_points(invert(other_from_current), there.reshape(-1, 3)).reshape(points.shape)
+    return ((back - points)[..., :2] / seconds).astype(np.float32)
+
+
+class UniOccFolder:
+    """Predictions in UniOcc's layout; keyframe numbers are the store's, from 0.
+
+    Poses and times are the store's: a flow can only be turned into a velocity by how far the car itself went.
+    """
+
+    layout = "uniocc"
+
+    def __init__(self, root: Path, reader: StoreReader, grid: VoxelGrid) -> None:
+        self.root, self.reader, self.grid = Path(root), reader, grid
+
+    def path(self, scene: str, t: int) -> Path:
+        """The file of a keyframe, there or not."""
+        return self.root / scene / f"{t}.npz"
+
+    def at(self, scene: str, t: int) -> Prediction:
+        """The prediction of a keyframe: occupied where the label is not free, class unknown (UniOcc has its own).
+
+        The last keyframe of a scene has no forward flow and so no velocity; nor has a file without flow.
+
+        Raises:
+            EvaluationError: a missing file, or arrays of the wrong shape, type or range.
+        """
+        path, table = self.path(scene, t), self.reader.scene(scene).table
+        arrays = load_arrays(path)
+        label = checked_classes(path, "occ_label", arrays.get("occ_label"), self.grid.shape, FREE)
+        velocity, flow = np.zeros((*self.grid.shape, 2), np.float32), arrays.get("occ_flow_forward")
+        known = flow is not None and t + 1 < table.length
+        if flow is not None:
+            flow = checked_flow(path, "occ_flow_forward", flow, (*self.grid.shape, 3))
+            if known:
+                velocity = velocity_of(flow, self.grid, *_step(table, t, t + 1))
+                velocity = np.where((label != FREE)[..., None], velocity, np.float32(0))  # free space has no flow
+        return Prediction(label != FREE, velocity, has_flow=known)
+
+
+def write_uniocc(prediction: Prediction, grid: VoxelGrid, table: SceneTable, t: int, folder: Path) -> Path:
+    """Write `<folder>/<t>.npz`, whole or not at all.
+
+    OpenOcc's classes become UniOcc's; occupied voxels of unknown class are 0, undefined. Both flows assume the
+    voxel's velocity constant; free voxels have none. The keys for cameras and annotations, which a prediction does not
+    have, are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    label = np.where(prediction.occupied, 0, FREE).astype(np.uint8)
+    if prediction.semantics is not None:
+        label = np.where(prediction.occupied, _FROM_OPENOCC[np.minimum(prediction.semantics, 16)], FREE).astype(
+            np.uint8
+        )
+    flows = {}
+    for name, other in (("occ_flow_forward", t + 1), ("occ_flow_backward", t - 1)):
+        flow = np.zeros((*grid.shape, 3), np.float32)
+        if prediction.has_flow and 0 <= other < table.length:
+            whole = voxel_flow(prediction.flow, grid, *_step(table, t, other))
+            flow = np.where(prediction.occupied[..., None], whole, np.float32(0))
+        flows[name] = flow
+    path, temporary = folder / f"{t}.npz", folder / f".{t}.{os.getpid()}.npz"
+    try:
+        np.savez_compressed(temporary, occ_label=label, ego_to_world_transformation=table.global_from_ego[t], **flows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
