@@ -1,23 +1,26 @@
 """From a network and a store to occupancy and velocity per keyframe, on the grid that truth is given on."""
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
+from eval.protocols import UNKNOWN
 from geometry.grid import KITTI_GRID, NUSCENES_GRID, VoxelGrid
 from model.fields import Fields, FrameInput
 from model.network import OccFlow
-from storage.queue import queue_arrays
+from model.visibility import CameraRig
+from storage.queue import queue_arrays, queue_keyframes, queue_poses
 from storage.reader import StoreReader
 
-FREE, UNKNOWN = 16, 255
+FREE = 16
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,10 @@ class Prediction:
     """What a network says about one keyframe, in its ego frame.
 
     occupied: bool (X, Y, Z). flow: float32 (X, Y, Z, 2), horizontal object velocity in m/s, everywhere (also in free
-    voxels). sdf: float32 (X, Y, Z) metres, or None for predictions that have none. inside: where the network's own box
-    covers this grid, None: everywhere. fields: the network's own output, for rendering.
+    voxels). sdf: float32 (X, Y, Z) metres, or None for predictions that have
+    none. inside: where the network's own box covers this grid, None: everywhere. fields: the network's own output, for
+    rendering. semantics: class per voxel in the truth's indices, of systems that predict classes. has_flow: False for a
+    system that predicts no velocity, whose `flow` is zero.
     """
 
     occupied: Bool[np.ndarray, "x y z"]
@@ -34,6 +39,8 @@ class Prediction:
     sdf: Float32[np.ndarray, "x y z"] | None = None
     inside: Bool[np.ndarray, "x y z"] | None = None
     fields: Fields | None = None
+    semantics: UInt8[np.ndarray, "x y z"] | None = None
+    has_flow: bool = True
 
     def occupied_at(self, threshold: float) -> Bool[np.ndarray, "x y z"]:
         """Occupancy at another threshold, metres. Raises ValueError without sdf."""
@@ -83,6 +90,15 @@ def occupy(
     return (sdf <= threshold) & inside
 
 
+class Lifted(NamedTuple):
+    """What is kept of a keyframe for the queues that it is in: the volume in its own ego frame; for the keyframe's own
+    turn the finest image level and the cameras."""
+
+    volume: Float[Tensor, "1 x y z dim"]
+    finest: Float[Tensor, "views dim _h _w"]
+    rig: CameraRig
+
+
 class Predictor:
     """Runs a network over the keyframes of a store.
 
@@ -91,10 +107,20 @@ class Predictor:
         reader: the cue store; only images, calibration and poses are read.
         grid: of the output; default as `evaluation_grid` says.
         threshold: occupied where sdf <= this many metres; default the model's `occupancy_threshold`.
+        reuse: keep the volumes of the last queue, so that in time order every keyframe's images are encoded once.
+            False: encode the whole queue at every keyframe, as training does; the results agree to rounding.
+
+    keyframes, seconds: how many `predict` has answered, and in how long, reading included.
     """
 
     def __init__(
-        self, model: OccFlow, reader: StoreReader, grid: VoxelGrid | None = None, threshold: float | None = None
+        self,
+        model: OccFlow,
+        reader: StoreReader,
+        grid: VoxelGrid | None = None,
+        threshold: float | None = None,
+        *,
+        reuse: bool = True,
     ) -> None:
         self.model, self.reader = model.eval(), reader
         self.grid = grid or evaluation_grid(model.config.grid.build())
@@ -102,17 +128,51 @@ class Predictor:
         self.device = next(model.parameters()).device
         fusion = model.config.fusion
         self.queue_length = 1 if fusion.kind == "none" else fusion.history + 1
+        self.reuse = reuse and self.queue_length > 1
+        self.keyframes, self.seconds = 0, 0.0
+        self._lifted: dict[tuple[str, int], Lifted] = {}
+
+    @property
+    def rate(self) -> float:
+        """Keyframes per second so far; 0 before the first."""
+        return self.keyframes / self.seconds if self.seconds else 0.0
 
     @torch.no_grad()
     def fields(self, scene: str, t: int) -> Fields:
         """The network's output at keyframe `t`. Raises CueMissing without images."""
-        arrays = queue_arrays(self.reader.scene(scene), t, self.queue_length)
-        return self.model(frame_input(arrays, self.device))
+        source, table = self.reader.scene(scene), self.reader.scene(scene).table
+        queue = queue_keyframes(t, self.queue_length)
+        if not self.reuse or not 0 <= t < table.length or not table.camera_valid[queue].any():
+            return self.model(frame_input(queue_arrays(source, t, self.queue_length), self.device))
+        # What this queue does not need goes first: never more volumes than a queue is long.
+        self._lifted = {(scene, k): self._lifted[scene, k] for k in queue if (scene, k) in self._lifted}
+        for k in queue:
+            if (scene, k) not in self._lifted:
+                self._lifted[scene, k] = self._lift(scene, k)
+        current_from_ref = torch.from_numpy(queue_poses(table, t, self.queue_length)["current_from_ref"])
+        volumes = [self._lifted[scene, k].volume for k in queue]
+        current = self._lifted[scene, t]
+        return self.model.decode(volumes, current.finest, current.rig, current_from_ref[None].to(self.device))
+
+    def _lift(self, scene: str, k: int) -> "Lifted":
+        """Keyframe `k` alone, in its own ego frame; black where no camera has an image, as in a longer queue."""
+        source = self.reader.scene(scene)
+        if source.table.camera_valid[k].any():
+            arrays = queue_arrays(source, k, 1)
+        else:
+            arrays = queue_poses(source.table, k, 1)
+            shape = (*arrays["camera_valid"].shape, 3, *self.reader.attributes.network_size)
+            arrays["images"] = np.zeros(shape, dtype=np.uint8)
+        lifted = Lifted(*self.model.lift(frame_input(arrays, self.device)))
+        # Only depth-aware lifting reads the images' finest level again.
+        return lifted if self.model.depth_lift is not None else lifted._replace(finest=lifted.finest[..., :0, :0])
 
     def predict(self, scene: str, t: int) -> Prediction:
         """Occupancy and velocity at keyframe `t`."""
+        started = time.perf_counter()
         fields = self.fields(scene, t)
         sdf, flow, inside = on_grid(fields, self.grid)
+        self.keyframes, self.seconds = self.keyframes + 1, self.seconds + time.perf_counter() - started
         velocity = (flow / self.reader.attributes.keyframe_interval_s).astype(np.float32)
         return Prediction(occupy(sdf, inside, self.threshold), velocity, sdf, inside, fields)
 

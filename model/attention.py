@@ -9,6 +9,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from geometry.constants import constant
+
 
 def deformable_attention(
     values: Sequence[Float[Tensor, "batch dim _h _w"]],
@@ -30,7 +32,7 @@ def deformable_attention(
     total: Tensor | None = None
     for level, value in enumerate(values):
         by_head = rearrange(value, "b (h d) y x -> (b h) d y x", h=heads).contiguous()
-        cell = value.new_tensor([[2 / value.shape[-1]], [2 / value.shape[-2]]])
+        cell = constant(((2 / value.shape[-1],), (2 / value.shape[-2],)), value)
         places = torch.addcmul(references[:, None, level], offsets[:, :, level], cell)
         grid = rearrange(places, "b h p xy q -> (b h) p q xy")
         sampled = F.grid_sample(by_head, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -155,6 +155,9 @@ class ModelConfig(_Section):
     refine: RefineConfig = RefineConfig()
     heads: HeadConfig = HeadConfig()
     render: RenderConfig = RenderConfig()
+    attention: Literal["auto", "plain", "triton"] = "auto"
+    """How deformable attention is computed, with the same result: `triton` is one fused kernel, `plain` is PyTorch,
+    `auto` takes the kernel on a GPU where triton is installed."""
     occupancy_threshold: float = 0.1
     """Occupied where sdf <= this many metres."""
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from geometry.constants import constant
 from geometry.grid import VoxelGrid
 from geometry.transforms import transform_points
 from model.backbone import LayerNorm2d
@@ -60,7 +61,7 @@ class DepthLift(nn.Module):
         uv = sight.uv[:, 0].transpose(1, 2)
         points = self.centres[sight.query.flatten()].unflatten(0, (views, rows))
         depth = transform_points(rig.cam_from_ref.flatten(0, 1), points)[..., 2]
-        place = uv / uv.new_tensor([rig.width, rig.height]) * 2 - 1
+        place = uv / constant((rig.width, rig.height), uv) * 2 - 1
         log_depth = depth.clamp_min(_MIN_DEPTH).log()
         read = self.read(self.head(self.norm(level)).float(), place, log_depth) * sight.seen
         frame = torch.arange(views, device=level.device) // (views // frames)

@@ -16,6 +16,7 @@ from model.attention import (
     softmax_over_samples,
 )
 from model.config import FusionConfig
+from model.fused import FlatMaps, Kernel, fused_attention, use_fused
 from model.planes import cell_centres
 
 
@@ -27,8 +28,9 @@ class BEVAttention(nn.Module):
 
     references: Tensor
 
-    def __init__(self, dim: int, heads: int, points: int, shape: tuple[int, int]) -> None:
+    def __init__(self, dim: int, heads: int, points: int, shape: tuple[int, int], kernel: Kernel = "auto") -> None:
         super().__init__()
+        self.kernel: Kernel = kernel
         self.heads, self.points, self.shape = heads, points, shape
         self.value = nn.Linear(dim, dim)
         self.sampling = nn.Linear(2 * dim, heads * 2 * points * 3)
@@ -47,8 +49,11 @@ class BEVAttention(nn.Module):
         """The updated BEV; every slice attends in the horizontal plane only."""
         both = torch.cat([bev, other], dim=-1)
         offsets, logits = sampling_from(self.sampling, both, self.heads, 2)
-        values = [rearrange(self.value(x), "s (a b) d -> s d a b", a=self.shape[0]) for x in (bev, other)]
         references = self.references.expand(1, 2, self.points, -1, -1)
+        if use_fused(self.kernel, bev):
+            maps = FlatMaps(self.value(torch.cat([bev, other], dim=1)), (self.shape, self.shape))
+            return bev + self.beta * self.output(fused_attention(maps, references, offsets, logits))
+        values = [rearrange(self.value(x), "s (a b) d -> s d a b", a=self.shape[0]) for x in (bev, other)]
         read = deformable_attention(values, references, offsets, softmax_over_samples(logits))
         return bev + self.beta * self.output(read)
 
@@ -56,11 +61,13 @@ class BEVAttention(nn.Module):
 class BackwardForward(nn.Module):
     """The Backward-Forward Attention Module: own weights for every step and direction."""
 
-    def __init__(self, config: FusionConfig, dim: int, shape: tuple[int, int], backward: bool) -> None:
+    def __init__(
+        self, config: FusionConfig, dim: int, shape: tuple[int, int], backward: bool, kernel: Kernel = "auto"
+    ) -> None:
         super().__init__()
 
         def steps(count: int) -> nn.ModuleList:
-            return nn.ModuleList(BEVAttention(dim, config.heads, config.points, shape) for _ in range(count))
+            return nn.ModuleList(BEVAttention(dim, config.heads, config.points, shape, kernel) for _ in range(count))
 
         self.backward_steps = steps(config.history if backward else 0)
         self.forward_steps = steps(config.history)
@@ -113,7 +120,7 @@ class TemporalFusion(nn.Module):
 
     centres: Tensor
 
-    def __init__(self, config: FusionConfig, dim: int, grid: VoxelGrid) -> None:
+    def __init__(self, config: FusionConfig, dim: int, grid: VoxelGrid, kernel: Kernel = "auto") -> None:
         super().__init__()
         self.kind, self.history, self.grid = config.kind, config.history, grid
         centres = torch.as_tensor(grid.centres(), dtype=torch.float32, device="cpu")
@@ -122,7 +129,7 @@ class TemporalFusion(nn.Module):
             self.concat = ConcatFusion(dim, config.history)
         elif self.kind != "none":
             both_ways = self.kind != "bev_pool_forward"
-            self.attention = BackwardForward(config, dim, grid.shape[:2], backward=both_ways)
+            self.attention = BackwardForward(config, dim, grid.shape[:2], backward=both_ways, kernel=kernel)
             self.merge = BEVVolumeFusion(dim)
 
     def forward(

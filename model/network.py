@@ -37,11 +37,11 @@ class OccFlow(nn.Module):
         backbone = ConvNeXt if config.backbone.kind == "convnext" else ResidualBackbone
         self.backbone = backbone(config.backbone)
         self.pyramid = FeaturePyramid(config.backbone.dims, config.fpn_dim)
-        self.tpv = TPVEncoder(config.tpv, cells, config.fpn_dim)
+        self.tpv = TPVEncoder(config.tpv, cells, config.fpn_dim, kernel=config.attention)
         self.depth_lift: DepthLift | None = None
         if config.depth_lift.bins:
             self.depth_lift = DepthLift(config.depth_lift, config.fpn_dim, config.refine.channels, self.grid)
-        self.fusion = TemporalFusion(config.fusion, config.tpv.dim, cells)
+        self.fusion = TemporalFusion(config.fusion, config.tpv.dim, cells, kernel=config.attention)
         self.refine = Refine(config.refine, config.tpv.dim, config.tpv.factor)
         self.sdf_head = SDFHead(config.heads, config.refine.channels, self.grid)
         self.flow_head = FlowHead(config.heads, config.refine.channels)
@@ -55,8 +55,17 @@ class OccFlow(nn.Module):
         A volume is lifted from each keyframe's cameras; the past volumes are aligned to the current ego frame and
         fused with the current one; the result is refined, brought to the output voxels and decoded.
         """
-        volumes, finest, rig = self.lift_queue(frames)
-        refined = self.refine(self.fusion(volumes, frames.current_from_ref))
+        return self.decode(*self.lift_queue(frames), frames.current_from_ref)
+
+    def decode(
+        self,
+        volumes: list[Float[Tensor, "b x y z dim"]],
+        finest: Float[Tensor, "views dim _h _w"],
+        rig: CameraRig,
+        current_from_ref: Float[Tensor, "b q 4 4"],
+    ) -> Fields:
+        """Fields from what `lift_queue` gives, or `lift` gave for each keyframe earlier: fusion, refinement, heads."""
+        refined = self.refine(self.fusion(volumes, current_from_ref))
         if self.depth_lift is not None:
             refined = refined + self.depth_lift(finest, rig)
         # Under autocast the decoders answer in half precision, in which a distance of 30 m has steps of 0.125 m.

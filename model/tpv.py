@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from geometry.constants import constant
 from geometry.grid import VoxelGrid
 from model.attention import (
     deformable_attention,
@@ -17,15 +18,17 @@ from model.attention import (
 )
 from model.backbone import STRIDES, LayerNorm2d
 from model.config import TPVConfig
+from model.fused import FlatMaps, Kernel, fused_attention, use_fused
 from model.planes import hybrid_references, pillars, plane_shape, position_waves, to_map, to_volume
-from model.visibility import CameraRig, Visibility, see_pillars
+from model.visibility import CameraRig, PillarSight, Visibility, project_pillars, see_pillars
 
 
 class HybridAttention(nn.Module):
     """Cross-view hybrid attention: each query reads its own plane and the two others, at learned offsets (eq. 3)."""
 
-    def __init__(self, config: TPVConfig, grid: VoxelGrid) -> None:
+    def __init__(self, config: TPVConfig, grid: VoxelGrid, kernel: Kernel = "auto") -> None:
         super().__init__()
+        self.kernel: Kernel = kernel
         self.heads, self.points = config.heads, config.self_points
         self.first = 0 if config.own_plane else 1
         self.shapes = [plane_shape(grid, plane) for plane in range(3)]
@@ -42,6 +45,9 @@ class HybridAttention(nn.Module):
 
     def forward(self, planes: list[Float[Tensor, "b _queries dim"]]) -> list[Float[Tensor, "b _queries dim"]]:
         """The update (without residual) of each plane's queries."""
+        if use_fused(self.kernel, planes[0]):
+            together = self.value(torch.cat(planes, dim=1)).split([tokens.shape[1] for tokens in planes], dim=1)
+            return [self._one_plane_fused(plane, tokens, together) for plane, tokens in enumerate(planes)]
         maps = [to_map(self.value(tokens), shape) for tokens, shape in zip(planes, self.shapes, strict=True)]
         return [self._one_plane(plane, tokens, maps) for plane, tokens in enumerate(planes)]
 
@@ -54,23 +60,41 @@ class HybridAttention(nn.Module):
         values = [maps[other] for other in order]
         return self.output(deformable_attention(values, references, offsets, softmax_over_samples(logits)))
 
+    def _one_plane_fused(
+        self, plane: int, tokens: Float[Tensor, "b queries dim"], values: Sequence[Float[Tensor, "b _queries dim"]]
+    ) -> Float[Tensor, "b queries dim"]:
+        order = [(plane + step) % 3 for step in range(self.first, 3)]
+        offsets, logits = sampling_from(self.sampling, tokens, self.heads, len(order))
+        maps = FlatMaps(torch.cat([values[o] for o in order], dim=1), tuple(self.shapes[o] for o in order))
+        return self.output(fused_attention(maps, getattr(self, f"references_{plane}")[None], offsets, logits))
+
 
 class ImageFeatures(NamedTuple):
     """Multi-scale features of n frames x cameras with what is needed to find a pixel in them."""
 
     levels: list[Tensor]
     """(views, dim, h, w) per level."""
-    extents: Float[Tensor, "levels 2"]
+    extents: tuple[tuple[int, int], ...]
     """(width, height) in pixels that the cells of a level cover. It may reach past the image: 176 px at stride 32 are 6
     cells, 192 px."""
+    joined: FlatMaps | None = None
+    """The same features for the fused kernel, in place of `levels`."""
 
     @classmethod
-    def build(cls, levels: list[Float[Tensor, "views dim _h _w"]], strides: Sequence[int]) -> "ImageFeatures":
+    def build(
+        cls, levels: list[Float[Tensor, "views dim _h _w"]], strides: Sequence[int], *, join: bool = False
+    ) -> "ImageFeatures":
         """Features at the given strides, pixels per cell."""
-        sizes = [
-            [level.shape[-1] * stride, level.shape[-2] * stride] for level, stride in zip(levels, strides, strict=True)
-        ]
-        return cls(levels, levels[0].new_tensor(sizes))
+        sizes = tuple(
+            (level.shape[-1] * stride, level.shape[-2] * stride) for level, stride in zip(levels, strides, strict=True)
+        )
+        return cls([], sizes, FlatMaps.join(levels)) if join else cls(levels, sizes)
+
+    def project(self, value: nn.Linear) -> "ImageFeatures":
+        """Every cell through a linear layer."""
+        if self.joined is not None:
+            return self._replace(joined=self.joined._replace(values=value(self.joined.values)))
+        return self._replace(levels=[value(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for level in self.levels])
 
 
 class ImageAttention(nn.Module):
@@ -89,9 +113,11 @@ class ImageAttention(nn.Module):
         init_projection(self.output)
 
     def forward(
-        self, tokens: Float[Tensor, "n queries dim"], features: ImageFeatures, sight: Visibility
+        self, tokens: Float[Tensor, "n queries dim"], features: ImageFeatures, sight: Visibility | PillarSight
     ) -> Float[Tensor, "n queries dim"]:
         """The update (without residual) from values already projected to the attention's width."""
+        if isinstance(sight, PillarSight):
+            return self._fused(tokens, features, sight)
         frames, queries, dim = tokens.shape
         views = len(sight.query)
         frame = torch.arange(views, device=tokens.device) // (views // frames)
@@ -100,21 +126,34 @@ class ImageAttention(nn.Module):
 
         offsets, logits = sampling_from(self.sampling, gathered, self.heads, self.levels)
         weights = softmax_over_samples(logits, sight.seen)
-        references = sight.uv[:, None] * (2 / features.extents[:, None, :, None]) - 1
+        extents = constant(features.extents, sight.uv)
+        references = sight.uv[:, None] * (2 / extents[:, None, :, None]) - 1
         read = deformable_attention(features.levels, references, offsets, weights)
 
         total = read.new_zeros(frames * queries, dim).index_add(0, rows, read.flatten(0, 1))
         return self.output(total.view(frames, queries, dim) / sight.cameras[..., None])
 
+    def _fused(
+        self, tokens: Float[Tensor, "n queries dim"], features: ImageFeatures, sight: PillarSight
+    ) -> Float[Tensor, "n queries dim"]:
+        """Offsets and logits once per query, not once per camera that sees it; cameras pass over what they do not."""
+        assert features.joined is not None
+        offsets, logits = sampling_from(self.sampling, tokens, self.heads, self.levels)
+        references = sight.uv[:, None]
+        read = fused_attention(features.joined, references, offsets, logits, sight.seen, features.extents)
+        return self.output(read.unflatten(0, (len(tokens), -1)).sum(dim=1) / sight.cameras[..., None])
+
 
 class TPVLayer(nn.Module):
     """Hybrid attention, image attention, feed-forward, each behind its own LayerNorm and with its own residual."""
 
-    def __init__(self, config: TPVConfig, grid: VoxelGrid, feature_dim: int, levels: int) -> None:
+    def __init__(
+        self, config: TPVConfig, grid: VoxelGrid, feature_dim: int, levels: int, kernel: Kernel = "auto"
+    ) -> None:
         super().__init__()
         anchors = [config.ground_anchors, config.side_anchors, config.side_anchors]
         self.hybrid_norm, self.image_norm, self.ffn_norm = (nn.LayerNorm(config.dim) for _ in range(3))
-        self.hybrid = HybridAttention(config, grid)
+        self.hybrid = HybridAttention(config, grid, kernel)
         self.value = nn.Linear(feature_dim, config.dim)
         self.image = nn.ModuleList(ImageAttention(config, count, levels) for count in anchors)
         self.ffn = nn.Sequential(
@@ -127,13 +166,12 @@ class TPVLayer(nn.Module):
         init_projection(self.value)
 
     def forward(
-        self, planes: list[Tensor], features: ImageFeatures, sights: list[Visibility]
+        self, planes: list[Tensor], features: ImageFeatures, sights: Sequence[Visibility | PillarSight]
     ) -> list[Float[Tensor, "n _queries dim"]]:
         """One pass of eq. 3 over the three planes."""
         updates = self.hybrid([self.hybrid_norm(tokens) for tokens in planes])
         planes = [tokens + self.dropout(update) for tokens, update in zip(planes, updates, strict=True)]
-        values = [self.value(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for level in features.levels]
-        projected = features._replace(levels=values)
+        projected = features.project(self.value)
         planes = [
             tokens + self.dropout(attention(self.image_norm(tokens), projected, sight))
             for tokens, attention, sight in zip(planes, self.image, sights, strict=True)
@@ -144,9 +182,17 @@ class TPVLayer(nn.Module):
 class TPVEncoder(nn.Module):
     """Learned queries of three planes, refined layer by layer, then summed into a volume."""
 
-    def __init__(self, config: TPVConfig, grid: VoxelGrid, feature_dim: int, levels: int = len(STRIDES)) -> None:
+    def __init__(
+        self,
+        config: TPVConfig,
+        grid: VoxelGrid,
+        feature_dim: int,
+        levels: int = len(STRIDES),
+        kernel: Kernel = "auto",
+    ) -> None:
         super().__init__()
         self.grid = grid
+        self.kernel: Kernel = kernel
         anchors = [config.ground_anchors, config.side_anchors, config.side_anchors]
         self.queries = nn.ParameterList()
         for plane, count in enumerate(anchors):
@@ -156,7 +202,7 @@ class TPVEncoder(nn.Module):
                 queries.copy_(position_waves(grid, plane, config.dim))
             self.queries.append(queries)
             self.register_buffer(f"pillars_{plane}", pillars(grid, plane, count), persistent=False)
-        self.layers = nn.ModuleList(TPVLayer(config, grid, feature_dim, levels) for _ in range(config.layers))
+        self.layers = nn.ModuleList(TPVLayer(config, grid, feature_dim, levels, kernel) for _ in range(config.layers))
         # Unbounded features grow in the first steps until the tokens' common part drowns where each of them is.
         self.feature_norms = nn.ModuleList(LayerNorm2d(feature_dim) for _ in range(levels))
         self.norms = nn.ModuleList(nn.LayerNorm(config.dim) for _ in range(3))
@@ -166,8 +212,10 @@ class TPVEncoder(nn.Module):
     ) -> Float[Tensor, "n x y z channels"]:
         """Features of n frames x cameras (frame-major) to a volume per frame, in that frame's own ego coordinates."""
         levels = [norm(level) for norm, level in zip(self.feature_norms, levels, strict=True)]
-        features = ImageFeatures.build(levels, STRIDES)
-        sights = [see_pillars(rig, getattr(self, f"pillars_{plane}")) for plane in range(3)]
+        fused = use_fused(self.kernel, levels[0])
+        features = ImageFeatures.build(levels, STRIDES, join=fused)
+        see = project_pillars if fused else see_pillars
+        sights = [see(rig, getattr(self, f"pillars_{plane}")) for plane in range(3)]
         planes = [queries.expand(len(rig.valid), -1, -1) for queries in self.queries]
         for layer in self.layers:
             planes = layer(planes, features, sights)

@@ -54,6 +54,30 @@ class Visibility(NamedTuple):
     """How many cameras see each query, at least 1 so that it can be divided by."""
 
 
+class PillarSight(NamedTuple):
+    """The same for all queries of all cameras: what the fused kernel reads, for which nobody has to count rows."""
+
+    uv: Float[Tensor, "views anchors 2 queries"]
+    """Projected anchors, pixels; meaningless unless seen."""
+    seen: Bool[Tensor, "views anchors queries"]
+    cameras: Float[Tensor, "n queries"]
+    """How many cameras see each query, at least 1 so that it can be divided by."""
+
+
+def project_pillars(rig: CameraRig, pillars: Float[Tensor, "queries anchors 3"]) -> PillarSight:
+    """Project the anchors of every pillar (metres, the frame's ego coordinates) into every camera of the rig."""
+    frames, cams = rig.valid.shape
+    queries, anchors = pillars.shape[:2]
+    # Anchor by anchor, so that the queries are the last axis of the result.
+    points = transform_points(rig.cam_from_ref, pillars.transpose(0, 1).reshape(-1, 3))
+    uv, _, in_front = project(rig.K, points)
+    seen = in_front & in_image(uv, rig.height, rig.width) & rig.valid[..., None]
+    seen = seen.reshape(frames * cams, anchors, queries)
+    count = seen.any(dim=1).reshape(frames, cams, queries).sum(dim=1).clamp_min(1)
+    uv = rearrange(uv, "n c (a q) xy -> (n c) a xy q", a=anchors)
+    return PillarSight(uv=uv.contiguous(), seen=seen, cameras=count.to(pillars.dtype))
+
+
 def see_pillars(rig: CameraRig, pillars: Float[Tensor, "queries anchors 3"]) -> Visibility:
     """Project the anchors of every pillar (metres, the frame's ego coordinates) into every camera of the rig."""
     frames, cams = rig.valid.shape
@@ -65,15 +89,21 @@ def see_pillars(rig: CameraRig, pillars: Float[Tensor, "queries anchors 3"]) -> 
     uv = uv.reshape(frames * cams, queries, anchors, 2)
 
     hit = seen.any(dim=-1)
-    rows = max(1, int(hit.sum(dim=1).max()))
-    # A stable sort of "not hit" brings the hit queries to the front, in their own order.
-    index = torch.argsort((~hit).to(torch.uint8), dim=1, stable=True)[:, :rows]
+    row = hit.cumsum(dim=1)
+    count = row[:, -1:]
+    rows = max(1, int(count.max()))
+    # Hit queries move to the front in their own order; all others go into a spare row, which is cut off. For 6 x 80,000
+    # queries on one core 6.4 ms, by a sort 10.9.
+    slot = torch.where(hit, row - 1, torch.full_like(row, rows))
+    number = torch.arange(queries, device=hit.device).expand_as(slot)
+    index = torch.zeros(len(hit), rows + 1, dtype=slot.dtype, device=hit.device).scatter_(1, slot, number)[:, :rows]
+    used = torch.arange(rows, device=hit.device) < count
     pick = index[..., None].expand(-1, -1, anchors)
     rows_uv = uv.gather(1, pick[..., None].expand(-1, -1, -1, 2))
     return Visibility(
         query=index,
-        used=hit.gather(1, index),
+        used=used,
         uv=rearrange(rows_uv, "v r a xy -> v a xy r").contiguous(),
-        seen=rearrange(seen.gather(1, pick), "v r a -> v a r").contiguous(),
+        seen=rearrange(seen.gather(1, pick) & used[..., None], "v r a -> v a r").contiguous(),
         cameras=hit.reshape(frames, cams, queries).sum(dim=1).clamp_min(1).to(pillars.dtype),
     )

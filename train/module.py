@@ -1,5 +1,6 @@
 """One stage of training as a Lightning module; `training_step` is the method in a paragraph."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +16,12 @@ from model.network import OccFlow
 from train.batch import Batch
 from train.cast import CameraCast, cast_camera_rays
 from train.config import TrainConfig
+from train.losses.averages import masked_mean
 from train.losses.dynamic import Motion
 from train.losses.photometric import photometric_loss
 from train.losses.regularise import hessian
-from train.losses.total import LossTerms
-from train.rays import draw_ray_grid
+from train.losses.total import LossTerms, read_back
+from train.rays import beside, draw_ray_grid
 from train.schedule import build_optimiser, rate_factor, set_rates, temperature_bound
 from train.settings import StageConfig
 from train.supervise import (
@@ -70,7 +72,8 @@ class StageModule(pl.LightningModule):
         self.watch = Watch(config.optimiser.max_skipped)
         self.keyframes: Callable[[int], list[tuple[str, int]]] = lambda step: []
         self.fixed_seed: int | None = None
-        self.numbers: dict[str, float] = {}
+        self._numbers: dict[str, float] = {}
+        self._unread: dict[str, Tensor | float] = {}
         self.totals: list[float] = []
         self.optimiser_state: dict | None = None
         # Where nothing is measured about motion its head would get no gradient at all.
@@ -150,7 +153,9 @@ class StageModule(pl.LightningModule):
         """Clip; a step whose gradient is not finite changes nothing and is counted (see `Watch`)."""
         trained = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
-        if torch.isfinite(norm):
+        # The one moment of a step at which the host waits for a GPU: it reads the verdict and all numbers together.
+        self._unread["optimiser/gradient_norm"] = norm
+        if math.isfinite(self.numbers["optimiser/gradient_norm"]):
             torch.nn.utils.clip_grads_with_norm_(trained, self.config.optimiser.clip, norm)
             self.watch.good_step()
         else:
@@ -158,13 +163,26 @@ class StageModule(pl.LightningModule):
             where = f"stage {self.stage}, step {self.step}"
             self.watch.bad_step(where, self.numbers, self.keyframes(self.step), self.network.named_parameters())
             optimizer.zero_grad(set_to_none=True)
-        self.numbers["optimiser/gradient_norm"] = float(norm)
         self.numbers["optimiser/skipped"] = float(self.skipped)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, and count it before any callback can save: a checkpoint must not repeat it."""
         super().optimizer_step(*args, **kwargs)
         self.step += 1
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What is logged of the last step, by name; the first look after a step reads it from the device."""
+        if self._unread:
+            read = read_back(self._unread)
+            self._unread = {}
+            self._numbers |= read
+            self.totals += [read["loss/total"]] if "loss/total" in read else []
+        return self._numbers
+
+    @numbers.setter
+    def numbers(self, numbers: dict[str, float]) -> None:
+        self._numbers, self._unread = numbers, {}
 
     @property
     def seconds(self) -> float:
@@ -204,7 +222,7 @@ class StageModule(pl.LightningModule):
         size = (batch.images.shape[-2], batch.images.shape[-1])
         grid = draw_ray_grid(size, rays.grid, rays.strides, generator)
         count = batch.K.shape[1] * rays.grid[0] * rays.grid[1]
-        jitter = torch.rand(len(batch.K), count, generator=generator).to(batch.K)
+        jitter = beside(torch.rand(len(batch.K), count, generator=generator), batch.K)
         return cast_camera_rays(
             fields, self.network.renderer, batch, grid,
             jitter=jitter, step=self._anneal_step, with_flow=self.stage == 2, far_sample=rays.far_sample,
@@ -219,12 +237,10 @@ class StageModule(pl.LightningModule):
         return separate_motion(cast, batch, loss.dynamic_pixels * cast.size[1] / loss.reference_width)
 
     def _record(self, terms: LossTerms, total: Tensor, cast: CameraCast, motion: Motion) -> None:
-        self.totals.append(float(total.detach()))
-        self.numbers |= terms.log()
-        self.numbers |= {
-            "loss/total": self.totals[-1],
-            "rays/usable": float(cast.usable.sum()),
-            "rays/dynamic": float(motion.dynamic.sum()),
-            "render/inv_s": float(self.network.renderer.temperature().detach()),
-            "render/mean_depth": float(cast.depth.detach()[cast.usable].mean()) if cast.usable.any() else 0.0,
+        self._unread = terms.log() | {
+            "loss/total": total.detach(),
+            "rays/usable": cast.usable.sum(),
+            "rays/dynamic": motion.dynamic.sum(),
+            "render/inv_s": self.network.renderer.temperature().detach(),
+            "render/mean_depth": masked_mean(cast.depth.detach(), cast.usable),
         }

@@ -34,6 +34,17 @@ class RayGrid:
         return torch.stack([uu, vv], dim=-1).reshape(-1, 2).float()
 
 
+def beside(drawn: Tensor, like: Tensor, *, keep_dtype: bool = False) -> Tensor:
+    """Random numbers drawn on the host, on the device and (unless `keep_dtype`) in the dtype of `like`.
+
+    From page-locked memory, because the host waits for the whole GPU before it copies from any other.
+    """
+    dtype = drawn.dtype if keep_dtype else like.dtype
+    if like.device.type == "cuda":
+        drawn = drawn.pin_memory()
+    return drawn.to(like.device, dtype, non_blocking=True)
+
+
 def draw_ray_grid(
     render_size: tuple[int, int], shape: tuple[int, int], strides: tuple[int, int], generator: torch.Generator
 ) -> RayGrid:
@@ -98,7 +109,7 @@ def lidar_rays(points: Float[Tensor, "batch rays 3"], origin: Float[Tensor, "bat
     """
     offset = points - origin[:, None]
     ranges = torch.linalg.vector_norm(offset, dim=-1)
-    forward = offset.new_tensor([1.0, 0.0, 0.0]).expand_as(offset)
+    forward = torch.nn.functional.pad(torch.ones_like(offset[..., :1]), (0, 2))
     directions = torch.where(ranges[..., None] > 0, offset / ranges.clamp_min(1e-6)[..., None], forward)
     return Rays(origin[:, None].expand_as(offset), directions, torch.ones_like(ranges)), ranges
 

@@ -2,7 +2,7 @@
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geometry.warp import sample_image
@@ -23,7 +23,7 @@ from train.losses.regularise import (
     matter,
     normalised_disparity,
 )
-from train.rays import land, lidar_rays
+from train.rays import beside, land, lidar_rays
 from train.settings import LossConfig
 
 
@@ -50,6 +50,12 @@ def separate_motion(cast: CameraCast, batch: Batch, pixels: float) -> Motion:
     return disentangle(cue, known, static_flow, there.in_front[:, :, 0], movable, cast.usable, pixels)
 
 
+def counting_is_free(mask: Tensor) -> bool:
+    """Whether to pick out the rays of a mask. How many they are, a GPU would have to tell the host, which waits for it:
+    there all rays are worked on and the others left out of the result, which is the same."""
+    return mask.device.type == "cpu"
+
+
 def cue_at_rays(cast: CameraCast, target: FlowTarget) -> tuple[Float[Tensor, "n rays 2"], Bool[Tensor, "n rays"]]:
     """A flow cue at the rays' pixels, render pixels, and where there is one."""
     flow = rearrange(cast.pick(target.flow), "n uv r -> n r uv").float() / FLOW_SCALE
@@ -66,27 +72,53 @@ def compare_with(cast: CameraCast, view: View, motion: Motion, rays: Bool[Tensor
     cam_from_ref, K = view.cam_from_ref.flatten(0, 1), view.K.flatten(0, 1)
     images = view.images.flatten(0, 1).float() / 255
     usable = rays & view.valid.flatten()[:, None]
-    with torch.no_grad():
-        there = land(cast.points, cam_from_ref, K, cast.size)
-        colours, in_view = sample_image(images, there.uv), there.in_view
-        unwarped = cast.grid.pick(images)
     moving = motion.dynamic & usable
-    if cast.flow is not None and moving.any():
-        interval = view.interval.flatten()
-        colour_parts, view_parts = [], []
-        for n in torch.unique(moving.nonzero()[:, 0]).tolist():
-            picked = moving[n]
-            shift = cast.flow[n : n + 1, picked] * interval[n]
-            moved = land(cast.points[n : n + 1, picked], cam_from_ref[n : n + 1], K[n : n + 1], cast.size, shift)
-            colour_parts.append(rearrange(sample_image(images[n : n + 1], moved.uv), "1 c r s -> r c s"))
-            view_parts.append(moved.in_view[0])
-        # nonzero() and boolean indexing both run view by view, so the parts are in order.
-        by_ray = rearrange(colours, "n c r s -> n r c s").clone()
-        by_ray[moving] = torch.cat(colour_parts)
-        colours = rearrange(by_ray, "n r c s -> n c r s")
-        in_view = in_view.clone()
-        in_view[moving] = torch.cat(view_parts)
-    return compare(cast.colours, colours, cast.weights, in_view, unwarped, cast.image(usable))
+    if cast.flow is not None and not counting_is_free(moving):
+        colours, in_view = look_at_all(cast, view, images, moving)
+    else:
+        with torch.no_grad():
+            there = land(cast.points, cam_from_ref, K, cast.size)
+            colours, in_view = sample_image(images, there.uv), there.in_view
+        if cast.flow is not None and moving.any():
+            colours, in_view = look_again(cast, view, images, moving, colours, in_view)
+    return compare(cast.colours, colours, cast.weights, in_view, cast.grid.pick(images), cast.image(usable))
+
+
+def look_at_all(
+    cast: CameraCast, view: View, images: Float[Tensor, "n 3 h w"], moving: Bool[Tensor, "n rays"]
+) -> tuple[Float[Tensor, "n 3 rays samples"], Bool[Tensor, "n rays samples"]]:
+    """The neighbour's colours at all samples, those of `moving` rays moved, and which are in view."""
+    assert cast.flow is not None
+    flow = torch.where(moving[..., None, None], cast.flow, torch.zeros_like(cast.flow))
+    shift = flow * view.interval.flatten()[:, None, None, None]
+    moved = land(cast.points, view.cam_from_ref.flatten(0, 1), view.K.flatten(0, 1), cast.size, shift)
+    return sample_image(images, moved.uv), moved.in_view
+
+
+def look_again(
+    cast: CameraCast,
+    view: View,
+    images: Float[Tensor, "n 3 h w"],
+    moving: Bool[Tensor, "n rays"],
+    colours: Float[Tensor, "n 3 rays samples"],
+    in_view: Bool[Tensor, "n rays samples"],
+) -> tuple[Float[Tensor, "n 3 rays samples"], Bool[Tensor, "n rays samples"]]:
+    """As `look_at_all`, from what all samples look like at rest: only the `moving` rays, few of all, are looked at."""
+    assert cast.flow is not None
+    cam_from_ref, K, interval = view.cam_from_ref.flatten(0, 1), view.K.flatten(0, 1), view.interval.flatten()
+    colour_parts, view_parts = [], []
+    for n in torch.unique(moving.nonzero()[:, 0]).tolist():
+        picked = moving[n]
+        shift = cast.flow[n : n + 1, picked] * interval[n]
+        moved = land(cast.points[n : n + 1, picked], cam_from_ref[n : n + 1], K[n : n + 1], cast.size, shift)
+        colour_parts.append(rearrange(sample_image(images[n : n + 1], moved.uv), "1 c r s -> r c s"))
+        view_parts.append(moved.in_view[0])
+    # nonzero() and boolean indexing both run view by view, so the parts are in order.
+    by_ray = rearrange(colours, "n c r s -> n r c s").clone()
+    by_ray[moving] = torch.cat(colour_parts)
+    in_view = in_view.clone()
+    in_view[moving] = torch.cat(view_parts)
+    return rearrange(by_ray, "n r c s -> n c r s"), in_view
 
 
 def flow_errors(
@@ -98,33 +130,37 @@ def flow_errors(
         moved: whether samples move with the predicted object flow.
         detach: whether the rendering weights are kept out of the graph (dynamic rays do not shape the geometry).
     """
+    assert cast.flow is not None or not moved
     cue, known = cue_at_rays(cast, target)
     wanted = rays & known
+    view, flow = target.view, cast.flow if moved else None
+    cam_from_ref, K, interval = view.cam_from_ref.flatten(0, 1), view.K.flatten(0, 1), view.interval.flatten()
+
+    def one_by_one(
+        cue: Tensor, pixels: Tensor, points: Tensor, weights: Tensor, poses: Tensor, K: Tensor, shift: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Errors (m, rays) from tensors (m, rays, ...) and cameras (m, ...)."""
+        with torch.set_grad_enabled(moved and torch.is_grad_enabled()):
+            there = land(points, poses, K, cast.size, shift)
+            of_samples = sample_errors(cue, pixels, there.uv, there.in_front, cap=float(sum(cast.size)))
+        return ray_errors(of_samples, weights.detach() if detach else weights, there.in_front)
+
+    if not counting_is_free(wanted):
+        shift = None if flow is None else flow * interval[:, None, None, None]
+        pixels = cast.pixels.expand(len(wanted), -1, -1)
+        errors, kept = one_by_one(cue, pixels, cast.points, cast.weights, cam_from_ref, K, shift)
+        return torch.where(wanted, errors, torch.zeros_like(errors)), kept & wanted
     errors, kept = torch.zeros_like(cast.range), torch.zeros_like(wanted)
     if not wanted.any():
         return errors, kept
-    images, which = wanted.nonzero(as_tuple=True)
-    view = target.view
-    weights = cast.weights[images, which]
-    with torch.set_grad_enabled(moved and torch.is_grad_enabled()):
-        shift = None
-        if moved:
-            assert cast.flow is not None
-            shift = cast.flow[images, which][:, None] * view.interval.flatten()[images][:, None, None, None]
-        there = land(
-            cast.points[images, which][:, None],
-            view.cam_from_ref.flatten(0, 1)[images],
-            view.K.flatten(0, 1)[images],
-            cast.size,
-            shift,
-        )
-        pixel_errors = sample_errors(
-            cue[images, which], cast.pixels[which], there.uv[:, 0], there.in_front[:, 0], cap=float(sum(cast.size))
-        )
-    per_ray, good = ray_errors(pixel_errors, weights.detach() if detach else weights, there.in_front[:, 0])
-    errors = errors.index_put((images, which), per_ray)
-    kept[images, which] = good
-    return errors, kept
+    n, r = wanted.nonzero(as_tuple=True)
+    shift = None if flow is None else flow[n, r][:, None] * interval[n][:, None, None, None]
+    per_ray, good = one_by_one(
+        cue[n, r][:, None], cast.pixels[r][:, None], cast.points[n, r][:, None], cast.weights[n, r][:, None],
+        cam_from_ref[n], K[n], shift,
+    )  # fmt: skip
+    kept[n, r] = good[:, 0]
+    return errors.index_put((n, r), per_ray[:, 0]), kept
 
 
 def supervise_flow(cast: CameraCast, batch: Batch, motion: Motion, config: TrainConfig) -> FlowLoss:
@@ -152,7 +188,7 @@ def supervise_flow(cast: CameraCast, batch: Batch, motion: Motion, config: Train
         torch.stack(errors) * (loss.reference_width / cast.size[1]),
         torch.stack(static),
         torch.stack(dynamic),
-        sampled=int(cast.usable.sum()),
+        sampled=cast.usable.sum(),
         gamma_max=loss.gamma_max,
         balance=not free,
     )
@@ -167,7 +203,7 @@ def supervise_ranges(
     step: int,
     far_sample: bool,
     generator: torch.Generator,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""], int]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Int[Tensor, ""]]:
     """Scale-invariant range loss on the step's LiDAR returns, the spread of their samples, how many returns there were.
 
     The spread is zero where the configuration gives it no weight.
@@ -176,14 +212,14 @@ def supervise_ranges(
     assert batch.lidar_origin is not None
     assert batch.lidar_valid is not None
     rays, measured = lidar_rays(batch.lidar_points, batch.lidar_origin)
-    jitter = torch.rand(measured.shape, generator=generator).to(measured)
+    jitter = beside(torch.rand(measured.shape, generator=generator), measured)
     cast = cast_ranges(fields, renderer, rays, jitter=jitter, step=step, far_sample=far_sample)
     valid = batch.lidar_valid & cast.valid & (measured > 0)
     ranges = scale_invariant_loss(cast.range, measured, valid, loss.lidar_focus)
     spread = ranges.new_zeros(())
     if loss.lidar_spread:
         spread = spread_loss(cast.weights, cast.distances, measured, valid)
-    return ranges, spread, int(valid.sum())
+    return ranges, spread, valid.sum()
 
 
 def eikonal_everywhere(fields: Fields, cast: CameraCast, samples: int, generator: torch.Generator) -> Float[Tensor, ""]:
@@ -194,7 +230,8 @@ def eikonal_everywhere(fields: Fields, cast: CameraCast, samples: int, generator
     points = cast.points.reshape(batch, -1, 3)
     count = min(samples // batch, points.shape[1])
     if count:
-        chosen = torch.randint(points.shape[1], (count,), generator=generator).to(points.device)
+        drawn = torch.randint(points.shape[1], (count,), generator=generator)
+        chosen = beside(drawn, points, keep_dtype=True)
         loss = loss + eikonal(sample_field(slope, points[:, chosen], fields.grid).movedim(1, -1))
     return loss
 
@@ -206,7 +243,7 @@ def matter_on_jittered_grid(fields: Fields, generator: torch.Generator) -> Float
     corners = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij"), dim=-1)
     cells = (corners + torch.rand(corners.shape, generator=generator)) / torch.tensor(shape)
     lower, upper = torch.tensor(grid.lower), torch.tensor(grid.upper)
-    points = (lower + cells * (upper - lower)).to(fields.sdf)
+    points = beside(lower + cells * (upper - lower), fields.sdf)
     return matter(fields.sdf_at(points.expand(len(fields.sdf), *points.shape)))
 
 

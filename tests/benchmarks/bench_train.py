@@ -5,7 +5,12 @@
 
 The input is noise that six cameras saw: what a step costs hardly depends on what is in the pictures. Parts are forward
 times (CPU time on a CPU, where other load on the machine disturbs it less than elapsed time; CUDA events on a GPU); the
-backward pass and the optimiser are one number each.
+backward pass and the optimiser are one number each. Besides, on any machine: operations dispatched (about one kernel
+each on a GPU), and at how many the host would wait for a GPU.
+
+Kernel counts need no GPU and no time: a small network of the paper's shape is enough.
+
+    python tests/benchmarks/bench_train.py --preset nuscenes --small --count-only
 """
 
 import argparse
@@ -23,6 +28,7 @@ from geometry.transforms import invert
 from model.backbone import ConvNeXtBlock
 from model.network import FrameInput, OccFlow
 from train.batch import Batch, FlowTarget, View
+from train.census import Census
 from train.config import TrainConfig, load_config
 from train.module import StageModule
 
@@ -35,6 +41,13 @@ PARTS = (
     "matter_behind",
 )  # fmt: skip
 MODULES = ("backbone", "pyramid", "tpv", "fusion", "refine", "sdf_head", "flow_head")
+SMALL = (
+    "model.backbone={dims: [16, 16, 16, 16]}", "model.fpn_dim=24", "model.tpv={dim: 24, ffn_dim: 32}",
+    "model.grid.voxel=1.6", "model.refine.channels=8", "model.heads.hidden=8", "model.render.samples=16",
+    "rays.grid=[8, 22]", "rays.strides=[2, 3]", "rays.lidar=256",
+)  # fmt: skip
+"""The paper's nuScenes network with as many layers, levels, anchors and points, and few channels, cells and rays."""
+SMALL_SIZES = ((64, 176), (32, 88))
 VARIANTS = ("float32", "tf32", "bf16", "compiled")
 """`float32` is the plain step that the others are measured against; `tf32` rounds the operands of products to 10 bits,
 `bf16` is mixed precision by autocast, `compiled` is that with compiled ConvNeXt blocks."""
@@ -205,6 +218,21 @@ def measure(
     return Counter({name: value / steps for name, value in spent.items()}), elapsed, memory
 
 
+def count(config: TrainConfig, stage: int, batch: Batch, device: torch.device) -> None:
+    """Print operations of one step, forward and backward, and the places where the host would wait for a GPU."""
+    torch.manual_seed(0)
+    module = StageModule(config, stage, OccFlow(config.model).to(device), total_steps=10)
+    with Census() as forward:
+        loss = module.training_step(batch, 0)
+    with Census() as backward:
+        loss.backward()
+    both = forward.operations + backward.operations
+    print(f"operations: {forward.total} forward, {backward.total} backward, {forward.total + backward.total} together")
+    print("  most: " + ", ".join(f"{name} {number}" for name, number in both.most_common(8)))
+    waits = forward.waits + backward.waits
+    print(f"  host waits: {sum(waits.values())}; {', '.join(f'{place} {n}' for place, n in waits.most_common())}")
+
+
 def show(results: dict[str, tuple[Counter[str], float, float]], batch: int) -> None:
     """One column per variant; ratios against the first."""
     variants = list(results)
@@ -229,17 +257,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="keyframes per step")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: float32; on a GPU all")
+    parser.add_argument("--small", action="store_true", help="few channels, cells and rays, all layers and points")
+    parser.add_argument("--count-only", action="store_true", help="operations and host waits, no times")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as rays.grid=[8,22]")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    config = load_config(arguments.preset, arguments.set)
+    config = load_config(arguments.preset, [*(SMALL if arguments.small else ()), *arguments.set])
     torch.manual_seed(0)
-    batch = random_batch(config, *SIZES[arguments.preset])
+    batch = random_batch(config, *(SMALL_SIZES if arguments.small else SIZES[arguments.preset]))
     batch = batch.map(lambda tensor: torch.cat([tensor] * arguments.batch)).to(device)
     variants = arguments.variants or (VARIANTS if device.type == "cuda" else VARIANTS[:1])
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} thread(s)"
     for stage in arguments.stages:
         print(f"stage {stage}, preset {arguments.preset}, batch {arguments.batch}, {name}, torch {torch.__version__}")
+        count(config, stage, batch, device)
+        if arguments.count_only:
+            continue
         results = {}
         for variant in variants:
             try:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from train.losses.averages import valid_weights
@@ -52,10 +52,11 @@ def inliers(errors: Float[Tensor, "*rays"], mask: Bool[Tensor, "*rays"]) -> Bool
     """
     detached = errors.detach()
     mask = mask & torch.isfinite(detached)
-    positive = detached[mask & (detached > 0)]
-    if positive.numel() == 0:
-        return mask
-    return mask & (detached <= OUTLIER_MEDIANS * positive.median()) & (detached <= OUTLIER_PIXELS)
+    positive = mask & (detached > 0)
+    # By a sort, not by picking the positive ones out: how many those are, a host would have to ask a GPU and wait.
+    ordered = torch.where(positive, detached, torch.full_like(detached, torch.inf)).flatten().sort().values
+    median = ordered.gather(0, (positive.sum(dtype=torch.long) - 1).clamp_min(0).div(2, rounding_mode="floor")[None])
+    return mask & (detached <= OUTLIER_MEDIANS * median) & (detached <= OUTLIER_PIXELS)
 
 
 @dataclass
@@ -64,10 +65,10 @@ class FlowLoss:
 
     static: Float[Tensor, ""]
     dynamic: Float[Tensor, ""]
-    gamma: float
-    static_rays: int
-    dynamic_rays: int
-    dropped: int
+    gamma: Float[Tensor, ""]
+    static_rays: Int[Tensor, ""]
+    dynamic_rays: Int[Tensor, ""]
+    dropped: Int[Tensor, ""]
 
     @property
     def total(self) -> Float[Tensor, ""]:
@@ -79,7 +80,7 @@ def flow_loss(
     errors: Float[Tensor, "*rays"],
     static: Bool[Tensor, "*rays"],
     dynamic: Bool[Tensor, "*rays"],
-    sampled: int,
+    sampled: Int[Tensor, ""] | int,
     gamma_max: float = 20.0,
     balance: bool = True,
 ) -> FlowLoss:
@@ -96,14 +97,15 @@ def flow_loss(
     """
     good_static, good_dynamic = inliers(errors, static), inliers(errors, dynamic)
     zeros = torch.zeros_like(errors)
-    m_all, m_dynamic = max(sampled, 1), int(good_dynamic.sum())
-    gamma = min(m_all / max(m_dynamic, 1), gamma_max) if balance else 1.0
-    dropped = int(static.sum()) + int(dynamic.sum()) - int(good_static.sum()) - m_dynamic
+    m_static, m_dynamic = good_static.sum(), good_dynamic.sum()
+    m_all = torch.zeros_like(m_dynamic).add(sampled).clamp_min(1)
+    gamma = (m_all / m_dynamic.clamp_min(1)).clamp_max(gamma_max) if balance else errors.new_ones(())
+    dropped = static.sum() + dynamic.sum() - m_static - m_dynamic
     return FlowLoss(
         static=torch.where(good_static, errors, zeros).sum() / m_all,
         dynamic=torch.where(good_dynamic, errors, zeros).sum() / m_all,
         gamma=gamma,
-        static_rays=int(good_static.sum()),
+        static_rays=m_static,
         dynamic_rays=m_dynamic,
         dropped=dropped,
     )

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from train.losses.averages import masked_mean, valid_weights
@@ -98,9 +98,9 @@ class PhotometricLoss:
     """The loss, and how many rays each neighbour compared, dropped and found stationary (identity was lower)."""
 
     loss: Float[Tensor, ""]
-    rays: int
-    dropped: int
-    stationary: int
+    rays: Int[Tensor, ""]
+    dropped: Int[Tensor, ""]
+    stationary: Int[Tensor, ""]
 
 
 def photometric_loss(
@@ -125,5 +125,5 @@ def photometric_loss(
     else:
         lowest = torch.where(valid, per_ray, torch.full_like(per_ray, torch.inf)).amin(dim=0)
         loss = masked_mean(lowest, valid.any(dim=0))
-    rays = int(valid.sum())
-    return PhotometricLoss(loss, rays, dropped=valid.numel() - rays, stationary=int(stationary.sum()))
+    rays = valid.sum()
+    return PhotometricLoss(loss, rays, dropped=valid.numel() - rays, stationary=stationary.sum())
