@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+import occflow_eval
 import occflow_inspect
 import occflow_store
 import occflow_weights
-from occflow_shell import CommandError, names, out, overrides, say, verb
+from occflow_shell import names, out, overrides, say, verb
 
 # Threads that spin while they wait take the core that others need: on a busy machine a training step was seen to take
 # ten times as long. Read when torch is loaded, so it is set before.
@@ -25,10 +26,12 @@ app = typer.Typer(
 app.add_typer(occflow_store.app, name="store")
 app.add_typer(occflow_weights.app, name="weights")
 app.command("inspect")(occflow_inspect.inspect)
+app.command("eval")(occflow_eval.evaluate)
+app.command("predict")(occflow_eval.predict)
+app.command("dynamics")(occflow_eval.dynamics)
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=c (repeatable).")]
 ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
-ThresholdOption = Annotated[float | None, typer.Option(help="Occupied where sdf <= this many metres.")]
 
 
 @app.callback()
@@ -204,66 +207,6 @@ def train(
         tell("stopped early; next: the same command with --resume")
         raise typer.Exit(143)
     tell(f"next: occflow eval {result.checkpoint} {settings.store}")
-
-
-@app.command("eval")
-@verb
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder (model.safetensors and model.yaml).")],
-    store: Annotated[str, typer.Argument(help="The cue store; its truth store lies beside it.")],
-    scenes: Annotated[str | None, typer.Option(help="Only these scenes, or keyframes of scenes: a,b:3,c:5-9.")] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of results and report.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="geometry or semantickitti; default by the truth.")] = None,
-    threshold: ThresholdOption = None,
-    threshold_from: Annotated[
-        str | None, typer.Option(help="Choose the threshold on these scenes, which should be training scenes.")
-    ] = None,
-    sweep: Annotated[bool, typer.Option(help="RayIoU at nine thresholds too.")] = False,
-    keyframes: Annotated[int | None, typer.Option(min=1, help="At most so many, evenly spaced.")] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="Keyframes drawn in the report.")] = 3,
-    exclude: Annotated[list[Path] | None, typer.Option(help="File of marks by `occflow inspect` (repeatable).")] = None,
-) -> None:
-    """Metrics by protocol, as JSON, a table and a page."""
-    from occflow_demo import evaluate_checkpoint, show_evaluation
-
-    folder = out_dir or checkpoint / "eval"
-    options = {"protocol": protocol, "threshold": threshold, "keyframes": keyframes, "exclude": exclude or ()}
-    if threshold is not None and threshold_from is not None:
-        raise CommandError("--threshold gives a threshold and --threshold-from chooses one: leave one of them out")
-    options["choose_on"] = names(threshold_from) or ()
-    show_evaluation(evaluate_checkpoint(checkpoint, store, names(scenes), folder, out, pictures, sweep, **options), out)
-    say(f"{folder / 'results.json'}, {folder / 'report.html'}")
-    say(f"next: open {folder / 'report.html'}, or occflow predict {checkpoint} {store}")
-
-
-@app.command()
-@verb
-def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
-    store: Annotated[str, typer.Argument(help="A store; images, calibration and poses are enough.")],
-    scenes: ScenesOption = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Where labels and pictures go.")] = None,
-    threshold: ThresholdOption = None,
-    pictures: Annotated[bool, typer.Option(help="Draw every keyframe, as <scene>/<token>/pictures.png.")] = False,
-) -> None:
-    """Occupancy and flow of every keyframe, as <scene>/<token>/labels.npz."""
-    from eval.predict import Predictor
-    from model.checkpoint import load_model
-    from storage.reader import StoreReader
-
-    folder = out_dir or checkpoint / "predictions"
-    predictor = Predictor(load_model(checkpoint), StoreReader(store), threshold=threshold)
-    wanted = names(scenes) or predictor.reader.scenes()
-    count = 0
-    for scene in wanted:
-        for path in predictor.run(scene, folder):
-            count += 1
-            if pictures:
-                from eval.sheet import draw_prediction
-
-                draw_prediction(predictor, scene, path.parent)
-    say(f"{count} keyframes, occupied where sdf <= {predictor.threshold:g} m -> {folder}")
-    say(f"next: occflow eval {checkpoint} {store}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ It joins rooms that may not import each other, which is why it stands beside the
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from occflow_eval import METRICS, chief_figures, evaluate_checkpoint
+from occflow_shell import say
+
 STAGES = ("untrained", "stage1", "stage2")
-METRICS = {
-    "rayiou_geometry": "RayIoU",
-    "rayiou_nonground": "RayIoU non-ground",
-    "mave": "mAVE m/s",
-    "abs_rel": "Abs Rel",
-    "flow_epe_dynamic": "flow error (moving) m/s",
-}
-"""Figures of results.json and their headings."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +32,6 @@ class Size:
     cues: dict[str, Any] = field(default_factory=dict)
     train: tuple[str, ...] = ()
 
-
-CHOOSING_KEYFRAMES = 4
-"""Keyframes on which an occupancy threshold is chosen."""
 
 _OUTPUTS = (
     "log",
@@ -92,14 +84,9 @@ def run(folder: Path, console: Console, fresh: bool = False, size: Size | None =
     results = {**figures, "labels": labels, "seconds": {k: round(v, 1) for k, v in watch.seconds.items()}}
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     show(results, console)
-    say(console, f"{folder / 'results.json'}, {folder / 'report.html'}")
-    say(console, f"next: open {folder / 'report.html'}, or occflow status {folder / 'store.zarr'}")
+    say(f"{folder / 'results.json'}, {folder / 'report.html'}", console)
+    say(f"next: open {folder / 'report.html'}, or occflow status {folder / 'store.zarr'}", console)
     return results
-
-
-def say(console: Console, line: str) -> None:
-    """One line, not wrapped, no markup."""
-    console.print(line, markup=False, soft_wrap=True)
 
 
 def make_log(folder: Path, size: Size, watch: Stopwatch, console: Console) -> tuple[list[str], list[str]]:
@@ -183,7 +170,7 @@ def train_stages(folder: Path, scenes: list[str], size: Size, watch: Stopwatch, 
     if not result.finished:
         raise KeyboardInterrupt
     for stage in result.stages:
-        say(console, f"stage {stage.stage}: {stage.steps} steps, {stage.seconds:.0f} s -> {stage.checkpoint}")
+        say(f"stage {stage.stage}: {stage.steps} steps, {stage.seconds:.0f} s -> {stage.checkpoint}", console)
 
 
 def evaluate_stages(
@@ -210,71 +197,9 @@ def evaluate_stages(
         evaluations[stage] = json.loads(written.read_text())
     shutil.copyfile(folder / "eval" / STAGES[-1] / "report.html", folder / "report.html")
     return {
-        "stages": {stage: _figures(evaluation) for stage, evaluation in evaluations.items()},
-        "baselines": {name: _figures(found) for name, found in evaluations[STAGES[-1]]["baselines"].items()},
+        "stages": {stage: chief_figures(evaluation) for stage, evaluation in evaluations.items()},
+        "baselines": {name: chief_figures(found) for name, found in evaluations[STAGES[-1]]["baselines"].items()},
     }
-
-
-def evaluate_checkpoint(
-    checkpoint: Path,
-    store: str | Path,
-    scenes: tuple[str, ...] | None,
-    folder: Path,
-    console: Console,
-    pictures: int = 0,
-    sweep: bool = False,
-    choose_on: Sequence[str] = (),
-    **options: Any,
-) -> dict[str, Any]:
-    """Metrics of a checkpoint on scenes of a store; writes results.json, and report.html with `pictures` keyframes
-    drawn, into `folder`. `options` are those of `eval.evaluate.evaluate`.
-
-    `choose_on`: scenes, not those that are evaluated, on whose truth the occupancy threshold is chosen.
-    """
-    from eval.evaluate import SWEEP, choose_threshold, evaluate
-    from eval.pictures import draw_examples
-    from eval.report import write_report
-    from model.checkpoint import load_model
-
-    folder.mkdir(parents=True, exist_ok=True)
-    model, thresholds = load_model(checkpoint), SWEEP if sweep else ()
-    if choose_on:
-        options["threshold"] = choose_threshold(model, store, choose_on, SWEEP, keyframes=CHOOSING_KEYFRAMES)
-    results = evaluate(model, store, scenes, checkpoint=checkpoint, sweep=thresholds, console=console, **options)
-    if choose_on:
-        results["notes"].append(
-            f"threshold: sdf <= {options['threshold']:g} m was the best of {len(SWEEP)} by the truth of "
-            f"{CHOOSING_KEYFRAMES} keyframes of {', '.join(choose_on)}"
-        )
-    drawn = draw_examples(model, store, scenes, pictures, threshold=results["threshold_m"]) if pictures else []
-    write_report(results, folder / "report.html", drawn)
-    (folder / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
-    figures = ", ".join(f"{METRICS[key]} {value:.3f}" for key, value in _figures(results).items())
-    say(console, f"{checkpoint}: {figures} -> {folder}")
-    return results
-
-
-def show_evaluation(results: dict[str, Any], console: Console) -> None:
-    """The chief figures of one evaluation beside their baselines, the sweep, and what was not computed."""
-    from eval.report import verdicts
-
-    table = Table("", "network", "baseline", "", box=None)
-    for verdict in verdicts(results):
-        value, baseline = ("–" if v is None else f"{v:.3f}" for v in (verdict["value"], verdict["baseline"]))
-        against = f"{verdict['against']}, {'higher' if verdict['higher'] else 'lower'} is better"
-        table.add_row(f"{verdict['name']} {verdict['unit']}".strip(), value, baseline, against)
-    console.print(table)
-    for row in results.get("sweep", []):
-        say(
-            console,
-            f"sdf <= {row['threshold_m']:g} m: RayIoU {row['rayiou']:.3f}, off ground {row['rayiou_nonground']:.3f}",
-        )
-    for line in [*results["not_computed"], *results["notes"]]:
-        say(console, line)
-
-
-def _figures(evaluation: dict[str, Any]) -> dict[str, float]:
-    return {key: evaluation[key] for key in METRICS if evaluation.get(key) is not None}
 
 
 def write_synthetic_log(folder: Path, dataset: str, values: dict[str, Any], console: Console) -> None:
@@ -292,8 +217,8 @@ def write_synthetic_log(folder: Path, dataset: str, values: dict[str, Any], cons
     started = time.perf_counter()
     write_log(folder, config, dataset=dataset, console=console)
     say(
-        console,
         f"{config.scenes} scenes of {config.keyframes} keyframes, {time.perf_counter() - started:.0f} s -> {folder}",
+        console,
     )
 
 
@@ -305,7 +230,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     console.print(table)
     seconds = results["seconds"]
     say(
-        console,
         ", ".join(f"{part} {value:.0f} s" for part, value in seconds.items())
         + f", in all {sum(seconds.values()):.0f} s",
+        console,
     )

@@ -77,9 +77,9 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def say(line: str) -> None:
+def say(line: str, console: Console = out) -> None:
     """One line on standard output, as it is: not wrapped, no markup, so that paths can be copied."""
-    out.print(line, markup=False, soft_wrap=True)
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

@@ -18,6 +18,15 @@ _HEIGHT = (
 STILL = (186, 192, 202)
 """Grey of things that do not move."""
 NO_DATA = (236, 239, 243)
+VERDICTS = {
+    "nothing": NO_DATA,
+    "hit": (158, 190, 165),
+    "missed": (45, 105, 200),
+    "invented": (222, 92, 48),
+    "not judged": (214, 206, 190),
+}
+"""Colours of a compared voxel, in the order of its code (`eval.volume_errors`)."""
+_NEARER, _RIGHT, _FARTHER = (33, 84, 176), (238, 238, 232), (188, 40, 36)
 
 
 def _ramp(stops: tuple[tuple[int, int, int], ...], position: np.ndarray) -> np.ndarray:
@@ -59,6 +68,19 @@ def _hue(turn: np.ndarray) -> np.ndarray:
     offset = np.array([0.0, 2 / 3, 1 / 3])
     phase = (turn[..., None] + offset) % 1.0
     return 28 + 222 * np.clip(np.abs(phase * 6 - 3) - 1, 0.0, 1.0)
+
+
+def difference_colours(ratio: Float[np.ndarray, "*shape"], full: float = 1.5) -> UInt8[np.ndarray, "*shape 3"]:
+    """RGB of predicted over true depth: blue where too near, pale where right, red where too far; full colour from a
+    factor of `full` on, either way. nan is the page's grey."""
+    known = np.isfinite(ratio) & (ratio > 0)
+    place = np.log(np.where(known, ratio, 1.0)) / np.log(full) / 2 + 0.5
+    return np.where(known[..., None], _ramp((_NEARER, _RIGHT, _FARTHER), place), NO_DATA).round().astype(np.uint8)
+
+
+def verdict_colours(kind: UInt8[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """RGB of codes of `eval.volume_errors`."""
+    return np.array(list(VERDICTS.values()), dtype=np.uint8)[kind]
 
 
 def flow_wheel(size: int, full: float = 1.0) -> UInt8[np.ndarray, "size size 4"]:

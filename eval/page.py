@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eval.pictures import Picture
+from eval.camera_tiles import Picture
 
 Row = Sequence[Any]
 
@@ -25,10 +25,13 @@ GLOSSARY = {
 
 PICTURES = """
 <p>The upper block has one column per camera, from left to right around the car: the image, the depth that the predicted
-volume renders for the same camera, LiDAR measurements for comparison (dots on a pale copy of the image), and the
-rendered motion of things, the car's own motion removed. Below, the volume itself, seen from behind and above and from
-straight above (up is forward; the dark arrow is the car), once coloured by height and once by motion, and under it the
-truth where there is some. Grey in depth and motion means that nothing was met.</p>
+volume renders for the same camera, LiDAR measurements for comparison (dots on a pale copy of the image), where the
+rendered depth differs from them, and the rendered motion of things, the car's own motion removed. Below, the volume
+itself, seen from behind and above and from straight above (up is forward; the dark arrow is the car), once coloured by
+height and once by motion, with arrows to where moving things will be after a second; under it the truth where there is
+some, and what of the volume is right, missed or invented (a volume that is thick below its surface has invented what
+nobody sees). Last, depth as the front camera would see it had the car been moved or turned. Grey in depth and motion
+means that nothing was met.</p>
 """
 
 PAGE = """<!doctype html>
@@ -36,6 +39,9 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
 <title>$title</title>
 <style>
 :root { color-scheme: light; --ink: #1f2937; --faint: #6b7280; --line: #e5e7eb; }
@@ -73,6 +79,16 @@ td { overflow-wrap: anywhere; }
 img { display: block; max-width: 100%; height: auto; }
 .legends { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: center; }
 .volumes { display: grid; grid-template-columns: 600fr 600fr 340fr 340fr; gap: 8px; margin-top: 10px; }
+.errors { grid-template-columns: 600fr 340fr 940fr; }
+.meaning { font-size: 12.5px; line-height: 1.4; color: var(--faint); margin: 6px 0 0; }
+.viewer canvas { display: block; width: 100%; height: 560px; border-radius: 8px; touch-action: none; cursor: grab; }
+.viewer canvas:active { cursor: grabbing; }
+.viewer .bar { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; margin-bottom: 10px;
+  font-size: 13px; }
+.viewer .bar span { display: inline-flex; gap: 4px; align-items: center; color: var(--faint); }
+.viewer button, .viewer select { font: inherit; padding: 3px 10px; border: 1px solid var(--line); border-radius: 6px;
+  background: #fff; color: var(--ink); cursor: pointer; }
+.viewer button[aria-pressed="true"] { background: var(--ink); border-color: var(--ink); color: #fff; }
 figure { margin: 0; }
 figcaption { font-size: 12.5px; color: var(--faint); margin-top: 3px; }
 @media (max-width: 900px) { .cards, .volumes { grid-template-columns: 1fr 1fr; } }
@@ -109,8 +125,8 @@ def table(heads: Row, rows: Sequence[Row]) -> str:
 
 
 def number(value: float | int | None) -> str:
-    """A figure as text."""
-    if value is None:
+    """A figure as text; a dash for none and for what is not a number."""
+    if value is None or value != value:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 

@@ -1,51 +1,84 @@
-"""Draws what a network says about one keyframe: depth and motion per camera, its volume, and the truth beside it."""
+"""Draws what a network says about one keyframe: depth and motion per camera, its volume, the truth beside it, where
+the two differ, and depth from where no camera was."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float
 
-from eval.colours import NO_DATA, depth_colours, flow_colours, height_colours
+from eval.arrows import with_arrows
+from eval.camera_tiles import (
+    DEPTH_RANGE,
+    FULL_SPEED,
+    Picture,
+    around,
+    depth_error_tiles,
+    lidar_by_camera,
+    lidar_tiles,
+    render_tile,
+    resized,
+    samples_per_ray,
+    tile_size,
+)
+from eval.colours import depth_colours, flow_colours, height_colours, verdict_colours
 from eval.frames import TruthSource, chosen_keyframes, open_truth
+from eval.novel import MOVES, cast_depth, moved_view, rendered_depth
 from eval.predict import UNKNOWN, Prediction, Predictor, evaluation_grid
 from eval.protocols import occupied_in
 from eval.rules import usual_protocol
-from eval.views import View, lidar_views, views
+from eval.views import View, views
+from eval.volume_errors import VolumeErrors, compare_volumes, errors_from_above
 from eval.voxels import chase_view, from_above, perspective
-from geometry.cameras import scale_intrinsics
 from geometry.grid import VoxelGrid
 from model.network import OccFlow
-from model.render import render_view
 from storage.location import ObjectPath
 from storage.reader import StoreReader
 
-Picture = UInt8[np.ndarray, "_ _ 3"]
-
-FULL_SPEED = 10.0
-"""m/s at which the colour of motion is saturated."""
-DEPTH_RANGE = (2.0, 60.0)
-"""Metres, logarithmic scale."""
-_SAMPLES = 96
-"""Samples per ray, at most: enough for a picture."""
-_SOLID = 0.5
-"""Opacity from which a pixel shows something; the others are left blank, as sky."""
 _VIEW_SIZE = (340, 600)
-_STRIP = 1440
-"""Pixels across all cameras of a strip."""
+_NOVEL_WIDTH = 288
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume as it is drawn: what counts of it, and its motion in m/s.
+
+    judged: false where it is a truth that knows nothing there; None: it knows all.
+    """
+
+    occupied: Bool[np.ndarray, "x y z"]
+    flow: Float[np.ndarray, "x y z 2"]
+    judged: Bool[np.ndarray, "x y z"] | None = None
 
 
 @dataclass(frozen=True)
 class VolumePictures:
-    """One volume, prediction or truth, by two colours in two views: RGB."""
+    """One volume, prediction or truth, by two colours in two views: RGB. Arrows show motion in the view from above."""
 
     height: Picture
     motion: Picture
     height_above: Picture
     motion_above: Picture
+
+
+@dataclass(frozen=True)
+class ErrorPictures:
+    """A prediction against the truth: RGB in two views, and the counts."""
+
+    seen: Picture
+    above: Picture
+    errors: VolumeErrors
+
+
+@dataclass(frozen=True)
+class NovelPicture:
+    """Depth of the front camera after a move of the car: rendered from the prediction, and cast through the true
+    volume (None without truth)."""
+
+    name: str
+    predicted: Picture
+    truth: Picture | None
 
 
 @dataclass(frozen=True)
@@ -57,14 +90,24 @@ class KeyframePictures:
     t: int
     token: str
     threshold: float
-    height_range: tuple[float, float]
+    grid: VoxelGrid
     cameras: tuple[str, ...]
     images: list[Picture]
     depth: list[Picture]
     lidar: list[Picture]
+    depth_error: list[Picture]
     motion: list[Picture]
     predicted: VolumePictures
     truth: VolumePictures | None
+    errors: ErrorPictures | None
+    novel: list[NovelPicture]
+    predicted_volume: Volume
+    true_volume: Volume | None
+
+    @property
+    def height_range(self) -> tuple[float, float]:
+        """Metres between which heights are coloured."""
+        return self.grid.lower[2], self.grid.upper[2]
 
 
 def draw_examples(
@@ -77,17 +120,42 @@ def draw_examples(
     workers: int = 2,
 ) -> list[KeyframePictures]:
     """Pictures of `count` keyframes with images, evenly spread over the scenes (default all), with truth if any."""
+    predictor, source = picture_sources(model, store, threshold)
+    chosen = spread(chosen_keyframes(predictor.reader, scenes, queue_length=1), count)
+    return [draw_keyframe(predictor, source, scene, t, workers) for scene, t in chosen]
+
+
+def picture_sources(
+    model: OccFlow, store: str | Path | ObjectPath, threshold: float | None = None
+) -> tuple[Predictor, TruthSource]:
+    """The network's predictions on the truth's grid where there is one, and that truth."""
     reader = StoreReader(store)
     truth = open_truth(reader.path)
     grid = evaluation_grid(model.config.grid.build(), truth and truth.attributes.occupancy_grid)
-    predictor, source = Predictor(model, reader, grid, threshold), TruthSource(reader, truth)
-    frames = chosen_keyframes(reader, scenes, queue_length=1)
-    middles = (np.arange(min(count, len(frames))) + 0.5) * len(frames) / max(1, min(count, len(frames)))
-    return [draw_keyframe(predictor, source, *frames[int(i)], workers) for i in middles]
+    return Predictor(model, reader, grid, threshold), TruthSource(reader, truth)
 
 
-def draw_keyframe(predictor: Predictor, source: TruthSource, scene: str, t: int, workers: int = 2) -> KeyframePictures:
+def spread(frames: Sequence[tuple[str, int]], count: int) -> list[tuple[str, int]]:
+    """`count` of the keyframes, each from the middle of an equal part of them; all where there are no more."""
+    parts = min(count, len(frames))
+    return [frames[int((i + 0.5) * len(frames) / parts)] for i in range(parts)]
+
+
+def draw_keyframe(
+    predictor: Predictor,
+    source: TruthSource,
+    scene: str,
+    t: int,
+    workers: int = 2,
+    *,
+    novel: bool = True,
+    like: KeyframePictures | None = None,
+) -> KeyframePictures:
     """All pictures of a keyframe, from the store's images and LiDAR, a network and the truth where there is some.
+
+    Args:
+        novel: draw depth from moved cameras too, which doubles the rendering.
+        like: pictures of the same keyframe by another network on the same grid, whose truth is not drawn again.
 
     Raises:
         CueMissing: the images of the keyframe are not committed.
@@ -98,28 +166,44 @@ def draw_keyframe(predictor: Predictor, source: TruthSource, scene: str, t: int,
     seen = around(views(table, t, attributes.network_size, attributes.render_size))
     size = tile_size(len(seen), attributes.network_size)
     rendered = [render_tile(predictor, prediction, view, size) for view in seen]
+    images = [resized(reader.scene(scene).image(t, view.camera), size) for view in seen]
+    sparse = lidar_by_camera(predictor, scene, t)
     # What the protocol frees is neither supervised nor measured, and would hide what lies below it.
     counted = usual_protocol(attributes.dataset, grid).free_above
-    heights = (grid.lower[2], grid.upper[2])
-    volume = source.volume(scene, t)
-    truth = None
-    if volume is not None:
-        occupied = occupied_in(volume[0], source.classes) & (volume[0] != UNKNOWN)
-        truth = draw_volume(lowest(occupied, counted), volume[1], grid, heights, workers)
+    volume = Volume(lowest(prediction.occupied, counted), prediction.flow)
+    true_volume = truth_volume(source, scene, t, counted)
+    drawn_truth = like.truth if like is not None else None
+    if true_volume is not None and drawn_truth is None:
+        drawn_truth = draw_volume(true_volume, grid, workers)
     return KeyframePictures(
         scene=scene,
         t=t,
         token=table.tokens[t],
         threshold=predictor.threshold,
-        height_range=heights,
+        grid=grid,
         cameras=tuple(attributes.cameras[view.camera] for view in seen),
-        images=[resized(reader.scene(scene).image(t, view.camera), size) for view in seen],
+        images=images,
         depth=[depth for depth, _ in rendered],
-        lidar=lidar_tiles(predictor, scene, t, seen, size),
+        lidar=lidar_tiles(images, seen, sparse, attributes.render_size),
+        depth_error=depth_error_tiles(predictor, prediction, images, seen, sparse),
         motion=[motion for _, motion in rendered],
-        predicted=draw_volume(lowest(prediction.occupied, counted), prediction.flow, grid, heights, workers),
-        truth=truth,
+        predicted=draw_volume(volume, grid, workers),
+        truth=drawn_truth,
+        errors=None if true_volume is None else draw_errors(volume, true_volume, grid, workers),
+        novel=draw_novel(predictor, prediction, seen, true_volume, workers) if novel else [],
+        predicted_volume=volume,
+        true_volume=true_volume,
     )
+
+
+def truth_volume(source: TruthSource, scene: str, t: int, layers: int | None) -> Volume | None:
+    """The truth's lowest `layers` (None: all); None where the keyframe has none."""
+    found = source.volume(scene, t)
+    if found is None:
+        return None
+    known = found[0] != UNKNOWN
+    occupied = occupied_in(found[0], source.classes) & known
+    return Volume(lowest(occupied, layers), found[1], known)
 
 
 def lowest(occupied: Bool[np.ndarray, "x y z"], layers: int | None) -> Bool[np.ndarray, "x y z"]:
@@ -130,89 +214,43 @@ def lowest(occupied: Bool[np.ndarray, "x y z"], layers: int | None) -> Bool[np.n
     return freed
 
 
-def around(found: Sequence[View]) -> list[View]:
-    """Views from the left rear over the front to the right rear, whatever the cameras' names."""
-
-    def turn(view: View) -> float:
-        forward = view.ego_from_cam[:3, 2]
-        # 3.05 rad: a camera that looks straight back (180 degrees, either sign) comes last.
-        return float((3.05 - np.arctan2(forward[1], forward[0])) % (2 * np.pi))
-
-    return sorted(found, key=turn)
-
-
-def tile_size(cameras: int, network: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of one camera in a strip of all: at most twice the size of its image."""
-    width = min(720, _STRIP // max(1, cameras), 2 * network[1])
-    return max(1, round(width * network[0] / network[1])), width
+def draw_volume(volume: Volume, grid: VoxelGrid, workers: int = 2) -> VolumePictures:
+    """The four pictures of a volume."""
+    heights = height_colours(grid.centres()[0, 0, :, 2], grid.lower[2], grid.upper[2])
+    by_height = np.broadcast_to(heights, (*grid.shape, 3))
+    by_motion = flow_colours(np.where(volume.occupied[..., None], volume.flow, 0.0), FULL_SPEED)
+    colourings = [by_height, by_motion]
+    seen, flat = perspective(volume.occupied, colourings, grid, chase_view(grid), *_VIEW_SIZE, workers=workers)
+    above = [with_car(from_above(volume.occupied, colours, grid), grid) for colours in colourings]
+    return VolumePictures(seen, flat, above[0], with_arrows(above[1], volume.occupied, volume.flow, grid))
 
 
-def resized(image: Picture, size: tuple[int, int]) -> Picture:
-    """An image at another (height, width)."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
+def draw_errors(predicted: Volume, true: Volume, grid: VoxelGrid, workers: int = 2) -> ErrorPictures:
+    """Both views of what is right, missed and invented: everything that either volume holds, by its verdict."""
+    errors = compare_volumes(predicted.occupied, true.occupied, true.judged)
+    colours = verdict_colours(errors.kind)
+    seen = perspective(errors.kind > 0, [colours], grid, chase_view(grid), *_VIEW_SIZE, workers=workers)[0]
+    return ErrorPictures(seen, with_car(errors_from_above(errors.kind), grid), errors)
 
 
-def render_tile(
-    predictor: Predictor, prediction: Prediction, view: View, size: tuple[int, int]
-) -> tuple[Picture, Picture]:
-    """Depth and motion of one camera as RGB, a ray per pixel of the tile; blank where the rays meet nothing."""
-    assert prediction.fields is not None
-    height, width = predictor.reader.attributes.render_size
-    K = scale_intrinsics(view.K, size[1] / width, size[0] / height)
-    renderer, pose = predictor.model.renderer, torch.from_numpy(view.ego_from_cam)
-    samples = min(_SAMPLES, renderer.config.samples)
-    found = render_view(renderer, prediction.fields, torch.from_numpy(K), pose, size, samples=samples)
-    solid = (found.opacity > _SOLID).cpu().numpy()
-    depth = np.where(solid, found.depth.cpu().numpy(), np.nan)
-    motion = flow_colours(found.flow.cpu().numpy() / predictor.reader.attributes.keyframe_interval_s, FULL_SPEED)
-    motion[~solid] = NO_DATA
-    return depth_colours(depth, *DEPTH_RANGE), motion
-
-
-def lidar_tiles(predictor: Predictor, scene: str, t: int, seen: Sequence[View], size: tuple[int, int]) -> list[Picture]:
-    """LiDAR points by depth over a pale copy of each image; empty without LiDAR at this keyframe."""
-    reader = predictor.reader
-    sparse = {view.camera: points for view, points in lidar_views(reader, scene, t)}
-    if not sparse:
+def draw_novel(
+    predictor: Predictor, prediction: Prediction, seen: Sequence[View], true: Volume | None, workers: int = 2
+) -> list[NovelPicture]:
+    """Depth of the camera that looks most straight ahead after each of `MOVES`; nothing without a camera."""
+    if not seen:
         return []
-    render = reader.attributes.render_size
-    tiles = []
-    for view in seen:
-        grey = resized(reader.scene(scene).image(t, view.camera), size).mean(axis=-1, keepdims=True)
-        tile = np.repeat(255 - 0.3 * (255 - grey), 3, axis=-1).astype(np.uint8)
-        if view.camera in sparse:
-            points = sparse[view.camera]
-            far_first = np.argsort(-points.depth)
-            centres = points.uv[far_first] * (np.array(size[::-1]) / render[::-1])
-            reach = max(1, round(size[1] / render[1]))
-            stamp(tile, centres, depth_colours(points.depth[far_first], *DEPTH_RANGE), reach)
-        tiles.append(tile)
-    return tiles
-
-
-def stamp(tile: Picture, uv: Float[np.ndarray, "n 2"], colours: UInt8[np.ndarray, "n 3"], reach: int) -> None:
-    """Paint squares of 2 * reach pixels around positions onto an image, in place; later ones over earlier ones."""
-    height, width = tile.shape[:2]
-    corner = np.rint(uv).astype(np.int64)
-    for dv in range(-reach, reach):
-        for du in range(-reach, reach):
-            u, v = (corner[:, 0] + du).clip(0, width - 1), (corner[:, 1] + dv).clip(0, height - 1)
-            tile[v, u] = colours
-
-
-def draw_volume(
-    occupied: Bool[np.ndarray, "x y z"],
-    flow: Float[np.ndarray, "x y z 2"],
-    grid: VoxelGrid,
-    heights: tuple[float, float],
-    workers: int = 2,
-) -> VolumePictures:
-    """The four pictures of a volume; flow in m/s."""
-    by_height = np.broadcast_to(height_colours(grid.centres()[0, 0, :, 2], *heights), (*grid.shape, 3))
-    by_motion = flow_colours(np.where(occupied[..., None], flow, 0.0), FULL_SPEED)
-    seen, flat = perspective(occupied, [by_height, by_motion], grid, chase_view(grid), *_VIEW_SIZE, workers=workers)
-    above = [with_car(from_above(occupied, colours, grid), grid) for colours in (by_height, by_motion)]
-    return VolumePictures(seen, flat, *above)
+    render, grid = predictor.reader.attributes.render_size, predictor.grid
+    front = max(seen, key=lambda view: view.ego_from_cam[0, 2])
+    size = (max(1, round(_NOVEL_WIDTH * render[0] / render[1])), _NOVEL_WIDTH)
+    drawn = []
+    for move in MOVES:
+        view = moved_view(front, move, size, render)
+        ours = rendered_depth(predictor.model.renderer, prediction, view, size, samples_per_ray(predictor))
+        theirs = None if true is None else cast_depth(true.occupied, grid, view, size, workers)
+        pictures = [None if depth is None else depth_colours(depth, *DEPTH_RANGE) for depth in (ours, theirs)]
+        assert pictures[0] is not None
+        drawn.append(NovelPicture(move.name, pictures[0], pictures[1]))
+    return drawn
 
 
 def with_car(picture: Picture, grid: VoxelGrid) -> Picture:

@@ -6,9 +6,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from eval.page import GLOSSARY, PAGE, PICTURES, Row, image, number, section, table
-from eval.pictures import KeyframePictures, VolumePictures
-from eval.sheet import camera_table, depth_legend, height_legend, motion_legend
+from eval.page import GLOSSARY, PAGE, Row, number, section, table
+from eval.picture_page import picture_sections
+from eval.pictures import KeyframePictures
 
 _SCENES = 12
 """Scenes that are named; results.json has all."""
@@ -26,7 +26,7 @@ def write_report(results: dict[str, Any], path: str | Path, pictures: Sequence[K
         per_class(results),
         depth_table(results),
         sweep_table(results),
-        picturesection(pictures),
+        picture_sections([{"prediction": found} for found in pictures]),
         section("Where it comes from", table(("", ""), provenance_rows(results))),
     ]
     page = Template(PAGE).substitute(
@@ -113,6 +113,13 @@ def protocol_rows(results: dict[str, Any]) -> list[Row]:
     if results.get("recall_dynamic") is not None:
         rows.append(("moving voxels found", number(results["recall_dynamic"])))
         rows.append(("false speed of parked things", f"{number(results['false_flow_parked'])} m/s"))
+    masked = (
+        ("flow_epe_dynamic_masked", "flow error, moving, free counts as still", " m/s"),
+        ("threeway_epe", "three-way end-point error", " m/s"),
+        ("bucketed_epe_dynamic", "bucket-normalised end-point error", ""),
+        ("voxel_iou", "voxel IoU", ""),
+    )
+    rows += [(text, number(results[key]) + unit) for key, text, unit in masked if results.get(key) is not None]
     height, width = results["depth_size"]
     scaling = "with" if results["depth"]["median_scaling"] else "without"
     rows.append(("depth", f"against LiDAR on {width}x{height} pixels, 0.1 to 80 m, {scaling} median scaling"))
@@ -185,39 +192,6 @@ def _excluded_rows(results: dict[str, Any]) -> list[Row]:
         return []
     text = f"{found['keyframes']} keyframes by {', '.join(found['files'])}; {found['stale']} marks no longer hold"
     return [("left out", text)]
-
-
-def picturesection(pictures: Sequence[KeyframePictures]) -> str:
-    """The pictures of some keyframes with their legends."""
-    if not pictures:
-        return ""
-    legends = [depth_legend(), height_legend(pictures[0].height_range), motion_legend()]
-    strip = "".join(image(legend, "legend") for legend in legends)
-    return section("Pictures", f'{PICTURES}<div class="legends">{strip}</div>' + "".join(map(keyframe, pictures)))
-
-
-def keyframe(pictures: KeyframePictures) -> str:
-    """One keyframe: its cameras, then the predicted volume and the true one."""
-    volumes = volume_row("prediction", pictures.predicted)
-    if pictures.truth is not None:
-        volumes += volume_row("truth", pictures.truth)
-    title = html.escape(f"Scene {pictures.scene}, keyframe {pictures.t}")
-    cameras = image(camera_table(pictures), "cameras", photo=True) if pictures.cameras else ""
-    return f"<h3>{title}</h3>{cameras}{volumes}"
-
-
-def volume_row(name: str, volume: VolumePictures) -> str:
-    """Four pictures of a volume with captions."""
-    shown = {
-        f"{name}, colour: height": volume.height,
-        f"{name}, colour: motion": volume.motion,
-        "height, from above": volume.height_above,
-        "motion, from above": volume.motion_above,
-    }
-    figures = "".join(
-        f"<figure>{image(picture, text)}<figcaption>{text}</figcaption></figure>" for text, picture in shown.items()
-    )
-    return f'<div class="volumes">{figures}</div>'
 
 
 def _three(values: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ from geometry.grid import VoxelGrid
 
 _SKY_TOP, _SKY_BOTTOM = np.array([214.0, 224.0, 236.0]), np.array([247.0, 249.0, 251.0])
 _SUN = np.array([-0.45, 0.5, 0.9]) / np.linalg.norm([-0.45, 0.5, 0.9])
-_FLOOR = np.array([232.0, 236.0, 241.0])
+FLOOR = np.array([232.0, 236.0, 241.0])
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _background(ways: np.ndarray, eye: np.ndarray, grid: VoxelGrid, tall: int) -
     inside = (reach > 0) & (x >= grid.lower[0]) & (x < grid.upper[0]) & (y >= grid.lower[1]) & (y < grid.upper[1])
     line = np.minimum(np.abs((x + 5) % 10 - 5), np.abs((y + 5) % 10 - 5))
     width = np.maximum(0.06, reach * 0.0012)
-    floor = _FLOOR - 22 * np.exp(-((line / width) ** 2))[:, None]
+    floor = FLOOR - 22 * np.exp(-((line / width) ** 2))[:, None]
     return np.where(inside[:, None], floor, sky)
 
 
@@ -189,7 +189,7 @@ def from_above(
     height = np.where(there, top, 0) * grid.voxel_size[2]
     slope_x, slope_y = np.gradient(np.pad(height, 1, mode="edge"))
     relief = 1 + 0.16 * np.tanh(slope_x - slope_y)[1:-1, 1:-1]
-    picture = np.where(there[..., None], plane * relief[..., None], _FLOOR)
+    picture = np.where(there[..., None], plane * relief[..., None], FLOOR)
     picture = picture[::-1, ::-1]
     factor = max(1, round(pixels / max(picture.shape[:2])))
     return picture.clip(0, 255).round().astype(np.uint8).repeat(factor, axis=0).repeat(factor, axis=1)

@@ -30,7 +30,7 @@ from train.keeper import Keeper
 from train.module import StageModule, stage_settings
 from train.pictures import Painter
 from train.progress import Reporter
-from train.selection import frames_again, training_frames
+from train.selection import frames_again, training_frames, with_repeats
 from train.validate import Validator, validation_batches
 
 
@@ -107,7 +107,10 @@ def run_stage(
         if state.finished:
             return StageResult(stage, folder, True, state.step, state.seconds)
     reader = StoreReader(config.store)
-    frames = frames_again(state.frames, training_frames(config, stage, reader), reader)
+    found_frames = training_frames(config, stage, reader)
+    if not state.frames:  # where a stage goes on, its own list has the repeats that it began with
+        found_frames = with_repeats(config, stage, reader, found_frames)
+    frames = frames_again(state.frames, found_frames, reader)
     feed = StageFeed(config, stage, frames, state)
     keeper, callbacks = _callbacks(config, stage, network, feed, state, found, stop or StopRequest())
     with _quiet(), deterministic(config.run.deterministic):

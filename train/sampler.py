@@ -25,6 +25,10 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     draws of the next epoch, which that epoch then does not repeat. Nothing is dropped and nothing comes twice. Only a
     stage's last step may reach into an epoch that is never finished.
 
+    "Keyframe" here is an entry of the stage's list. Where dynamic keyframes come more often (`data.dynamic`), they
+    stand in that list several times: an epoch then holds each entry once, hence such a keyframe `repeat` times at
+    different places, under different draws (other rays, other neighbours), and all of the above holds as it stands.
+
     With 5 frames, batch 1 and 2 processes, the steps take draws (0, 1), (2, 3), (4, 5), …: draw 4 is the last keyframe
     of epoch 0, draw 5 the first of epoch 1.
     """

@@ -2,17 +2,18 @@
 
 import fnmatch
 import logging
-import re
+import math
 from collections import Counter
 
-from storage.errors import CueMissing
+from storage.dynamics import current_motion, dynamics_path, read_dynamics
+from storage.errors import CueMissing, StoreError
 from storage.exclusions import Excluded, excluded_by
 from storage.reader import StoreReader
+from storage.spans import parse_span
 from train.config import ConfigError, TrainConfig
 from train.frames import require_no_lidar
 
 log = logging.getLogger(__name__)
-_FRAMES = re.compile(r"(?P<scene>.+?)(:(?P<first>\d+)(-(?P<last>\d+))?)?")
 
 
 class Exclusion:
@@ -21,19 +22,14 @@ class Exclusion:
 
     def __init__(self, entries: tuple[str, ...], frames: frozenset[tuple[str, int]] = frozenset()) -> None:
         self._frames = frames
-        self._rules: list[tuple[str, int, float]] = []
-        for entry in entries:
-            match = _FRAMES.fullmatch(entry)
-            if match is None:
-                raise ConfigError(f"data.exclude has {entry!r}; expected scene, scene:t or scene:first-last")
-            first, last = match["first"], match["last"]
-            low = int(first) if first else 0
-            self._rules.append((match["scene"], low, int(last) if last else low if first else float("inf")))
+        try:
+            self._spans = [parse_span(entry) for entry in entries]
+        except StoreError as error:
+            raise ConfigError(f"data.exclude: {error}") from None
 
     def __call__(self, scene: str, t: int) -> bool:
         """Whether this keyframe (and the sweeps after it) is excluded."""
-        matched = any(fnmatch.fnmatchcase(scene, name) and low <= t <= high for name, low, high in self._rules)
-        return matched or (scene, t) in self._frames
+        return (scene, t) in self._frames or any((scene, t) in span for span in self._spans)
 
 
 def marked_frames(config: TrainConfig, reader: StoreReader | None = None) -> Excluded:
@@ -110,6 +106,43 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
     return frames
 
 
+def with_repeats(
+    config: TrainConfig, stage: int, reader: StoreReader, frames: list[tuple[str, int]]
+) -> list[tuple[str, int]]:
+    """What an epoch holds: each dynamic keyframe `data.dynamic.repeat` times in a row, the others once; `frames` as
+    they are where that is off. Keyframes without a score that holds come once, with a warning.
+
+    Raises:
+        ConfigError: a camera-only run, whose selection may not come from LiDAR either.
+        CueMissing: no score of these keyframes holds.
+        StoreError: scores that cannot be read.
+    """
+    dynamic = config.data.dynamic
+    if dynamic.repeat == 1 or stage not in dynamic.stages:
+        return frames
+    if not config.ablation.lidar:
+        raise ConfigError(
+            f"data.dynamic.repeat = {dynamic.repeat}: scores of motion come from LiDAR, and this run is camera only "
+            "(ablation.lidar is false); set data.dynamic.repeat=1"
+        )
+    path = dynamic.scores or dynamics_path(config.store)
+    motion = current_motion(reader, read_dynamics(path))
+    scored = [frame for frame in frames if frame in motion.frames]
+    if not scored:
+        told = f", {len(motion.stale)} no longer hold, first: {motion.stale[0]}" if motion.stale else ""
+        raise CueMissing(f"{path}: no score of any of {len(frames)} keyframes holds{told}; run `occflow dynamics`")
+    if len(scored) < len(frames):
+        log.warning(
+            "%d of %d keyframes have no score in %s and come once", len(frames) - len(scored), len(frames), path
+        )
+    ranked = sorted(scored, key=lambda frame: (-motion.frames[frame].share, frame))[
+        : math.ceil(dynamic.top * len(scored))
+    ]
+    chosen = {frame for frame in ranked if motion.frames[frame].share >= dynamic.least_share}
+    log.info("%d of %d keyframes are dynamic and come %d times", len(chosen), len(frames), dynamic.repeat)
+    return [frame for frame in frames for _ in range(dynamic.repeat if frame in chosen else 1)]
+
+
 def _with_poses(names: list[str], reader: StoreReader) -> list[str]:
     """The scenes whose poses are known: with the identity in their place everything would seem to stand still."""
     without = [name for name in names if "no_poses" in reader.scene(name).table.tags]
@@ -130,9 +163,11 @@ def _report_marks(config: TrainConfig, marked: Excluded) -> None:
 def frames_again(
     kept: dict[str, list[int]], found: list[tuple[str, int]], reader: StoreReader
 ) -> list[tuple[str, int]]:
-    """The keyframes that a stage began with (`kept`, by scene), for it to go on with; all of `found` where it begins.
+    """The keyframes that a stage began with (`kept`, by scene, a repeated one as often as then), for it to go on with;
+    all of `found` where it begins.
 
-    What was committed since then has to wait for the next stage: another list would be another order.
+    What was committed since then, and other scores of motion, have to wait for the next stage: another list would be
+    another order.
 
     Raises:
         CueMissing: some can no longer be trained on.
@@ -148,6 +183,7 @@ def frames_again(
             f"(first: {name}:{t}) no longer have every cue it needs. Extract them again (`occflow cues`), or train "
             "anew into another `out`."
         )
-    if len(found) > len(frames):
-        log.warning("%d keyframes came since this stage began; it goes on with its own", len(found) - len(frames))
+    came = set(found) - set(frames)
+    if came:
+        log.warning("%d keyframes came since this stage began; it goes on with its own", len(came))
     return frames

@@ -31,6 +31,21 @@ class NeighbourConfig(Section):
     """Draw among sweeps and keyframes; False: among keyframes only (stores without sweeps)."""
 
 
+class DynamicConfig(Section):
+    """Keyframes with real motion come more often (supplement A), by the scores that `occflow dynamics` makes."""
+
+    repeat: PositiveInt = 1
+    """How often an epoch holds a dynamic keyframe, each time with other rays and neighbours; 1: like all others."""
+    top: float = Field(default=0.25, gt=0.0, le=1.0)
+    """This share of the stage's scored keyframes, those in which most moves, is dynamic."""
+    least_share: float = Field(default=0.001, gt=0.0, le=1.0)
+    """But none in which a smaller share of the LiDAR points in its images moves."""
+    stages: tuple[Literal[1, 2], ...] = (2,)
+    """Where this holds. The first stage takes the world for static: more motion would only mislead it."""
+    scores: Path | None = None
+    """File of scores; default `<store>.dynamics.json` beside the store."""
+
+
 class DataConfig(Section):
     """What is read from the store."""
 
@@ -48,6 +63,7 @@ class DataConfig(Section):
     cache_mb: NonNegativeInt = 1024
     """Decoded frames kept in memory, all workers together."""
     neighbour: NeighbourConfig = NeighbourConfig()
+    dynamic: DynamicConfig = DynamicConfig()
     backward_cue: Literal["aux", "prev"] = "aux"
     """Flow slot of the backward static flow."""
     min_flow_confidence: int = Field(default=0, ge=0, le=255)

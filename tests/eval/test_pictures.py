@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval import camera_tiles
 from eval import pictures as drawing
+from eval.camera_tiles import around, stamp, tile_size
 from eval.colours import NO_DATA, depth_colours
 from eval.frames import TruthSource, open_truth
-from eval.pictures import around, draw_examples, draw_keyframe, stamp, tile_size, with_car
+from eval.pictures import draw_examples, draw_keyframe, spread, with_car
 from eval.predict import Predictor
 from eval.sheet import camera_table, save_sheet, sheet
 from eval.views import View
@@ -23,7 +25,8 @@ from storage.reader import StoreReader
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pictures: these tests are about what is in them."""
     monkeypatch.setattr(drawing, "_VIEW_SIZE", (60, 100))
-    monkeypatch.setattr(drawing, "_STRIP", 128)
+    monkeypatch.setattr(camera_tiles, "_STRIP", 128)
+    monkeypatch.setattr(drawing, "_NOVEL_WIDTH", 64)
 
 
 def test_a_keyframe_of_an_exact_network(tiny_store: Path, log: Any, exact: Callable[..., Any], tmp_path: Path) -> None:
@@ -31,7 +34,7 @@ def test_a_keyframe_of_an_exact_network(tiny_store: Path, log: Any, exact: Calla
     source = TruthSource(reader, open_truth(tiny_store))
     found = draw_keyframe(Predictor(exact(log), reader), source, "a", 1)
     assert found.cameras == ("CAM_FRONT", "CAM_BACK")
-    tiles = [*found.images, *found.depth, *found.lidar, *found.motion]
+    tiles = [*found.images, *found.depth, *found.lidar, *found.depth_error, *found.motion]
     assert {tile.shape for tile in tiles} == {(32, 64, 3)}
     # The lowest row of pixels meets the road at 1.5 m * 32 / 15.5 from the lens; the highest meets nothing.
     road = depth_colours(np.array([1.3 * 32 / 15.5, 1.5 * 32 / 15.5]), *drawing.DEPTH_RANGE).astype(int)
@@ -47,6 +50,12 @@ def test_a_keyframe_of_an_exact_network(tiny_store: Path, log: Any, exact: Calla
     assert found.truth is not None
     for name in ("height", "motion", "height_above", "motion_above"):
         assert (getattr(found.predicted, name) == getattr(found.truth, name)).all(), name
+    # Nothing is missed or invented.
+    assert found.errors is not None
+    counts = found.errors.errors
+    assert (counts.missed, counts.invented, counts.not_judged) == (0, 0, 0)
+    assert counts.hit == found.predicted_volume.occupied.sum() > 0
+    assert counts.iou == 1.0
     path = save_sheet(found, tmp_path / "x" / "pictures.png")
     with Image.open(path) as saved:
         assert (np.asarray(saved) == sheet(found)).all()
@@ -59,9 +68,11 @@ def test_without_truth_lidar_or_image(tmp_path: Path, make_log: type, exact: Cal
     first, last = draw_examples(exact(log), store, count=2)
     assert (first.t, last.t) == (0, 2)
     assert first.truth is None
-    assert first.lidar == []
+    assert first.lidar == first.depth_error == []
+    assert first.errors is None
+    assert [picture.truth for picture in first.novel] == [None] * 5
     assert last.cameras == ("CAM_BACK",)
-    assert camera_table(first).shape[0] > 3 * 32
+    assert camera_table({"a": first}).shape[0] > 3 * 32
     reader = StoreReader(store)
     # Keyframe 1 has no image of its own.
     predictor = Predictor(exact(log), reader)
@@ -83,7 +94,7 @@ def test_cameras_run_from_left_to_right_around_the_car() -> None:
 
 
 def test_tiles_keep_the_shape_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "_STRIP", 1440)
+    monkeypatch.setattr(camera_tiles, "_STRIP", 1440)
     assert tile_size(6, (64, 176)) == (87, 240)
     assert tile_size(1, (352, 1216)) == (208, 720)
     assert tile_size(2, (32, 64)) == (64, 128)
@@ -117,3 +128,24 @@ def test_layers_that_the_protocol_frees_are_not_drawn() -> None:
     assert not drawn[:, :, 12:].any()
     assert full.all()
     assert drawing.lowest(full, None).all()
+
+
+def test_another_networks_pictures_share_the_truth(
+    small_store: Path, small_log: Any, exact: Callable[..., Any]
+) -> None:
+    reader = StoreReader(small_store)
+    source = TruthSource(reader, open_truth(small_store))
+    first = draw_keyframe(Predictor(exact(small_log), reader, small_log.grid), source, "a", 0, novel=False)
+    second = draw_keyframe(Predictor(exact(small_log), reader, small_log.grid), source, "a", 0, like=first)
+    assert second.truth is first.truth
+    assert first.novel == []
+    assert len(second.novel) == 5
+    # A sheet of both is the first's with the second's rows between.
+    assert sheet({"a": first, "b": second}).shape[0] > sheet(first).shape[0] + 100
+
+
+def test_examples_are_spread_over_the_keyframes() -> None:
+    frames = [("a", t) for t in range(10)]
+    assert spread(frames, 2) == [("a", 2), ("a", 7)]
+    assert spread(frames[:3], 5) == frames[:3]
+    assert spread([], 3) == []

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from eval import camera_tiles
 from eval import pictures as drawing
 from eval.evaluate import evaluate
 from eval.page import number, table
 from eval.pictures import draw_examples
 from eval.report import better, verdicts, write_report
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "link"}
 
 
 class Balanced(HTMLParser):
@@ -43,17 +44,19 @@ def parsed(path: Path) -> tuple[str, Balanced]:
 
 
 def test_the_whole_page(
-    tiny_store: Path, log: Any, exact: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_store: Path, small_log: Any, exact: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drawing, "_VIEW_SIZE", (60, 100))
-    monkeypatch.setattr(drawing, "_STRIP", 128)
-    model = exact(log)
-    results = evaluate(model, tiny_store, checkpoint="runs/<stage2>", keyframes=1, sweep=(0.0, 0.2))
-    page = write_report(results, tmp_path / "report.html", draw_examples(model, tiny_store, count=1))
+    monkeypatch.setattr(camera_tiles, "_STRIP", 128)
+    monkeypatch.setattr(drawing, "_NOVEL_WIDTH", 64)
+    model = exact(small_log)
+    results = evaluate(model, small_store, checkpoint="runs/<stage2>", keyframes=1, sweep=(0.0, 0.2))
+    page = write_report(results, tmp_path / "report.html", draw_examples(model, small_store, count=1))
     text, parser = parsed(page)
-    # Three legends, the cameras, four pictures each of prediction and truth.
-    assert len(parser.sources) == 3 + 1 + 8
-    assert all(source.startswith("data:image/") for source in parser.sources)
+    # Icon, five legends, the cameras, four pictures each of prediction and truth, two of errors, the moved cameras.
+    assert len(parser.sources) == 1 + 5 + 1 + 8 + 2 + 1
+    assert all(source.startswith("data:") for source in parser.sources)
+    assert "default-src 'none'" in text
     assert "://" not in text
     assert "runs/&lt;stage2&gt;" in text
     for shown in (
@@ -75,7 +78,7 @@ def test_without_truth_the_gaps_are_told(tmp_path: Path, make_log: type, exact: 
     text, parser = parsed(write_report(results, tmp_path / "report.html"))
     assert "Not computed: no occupancy truth beside the store" in text
     assert "By class" not in text
-    assert parser.sources == []
+    assert parser.sources == ["data:,"]
     assert [better(verdict) for verdict in verdicts(results)[:4]] == [None] * 4
 
 

@@ -57,8 +57,21 @@ def test_training_machines_need_no_cue_packages(room: str) -> None:
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
-    allowed = {"typer", "rich", "yaml", "functools", "os", "sys", "collections", "pathlib", "time", "typing"}
-    own = {"occflow_inspect", "occflow_shell", "occflow_store", "occflow_weights"}
+    allowed = {
+        "typer",
+        "rich",
+        "yaml",
+        "functools",
+        "json",
+        "os",
+        "sys",
+        "collections",
+        "contextlib",
+        "pathlib",
+        "time",
+        "typing",
+    }
+    own = {"occflow_eval", "occflow_inspect", "occflow_shell", "occflow_store", "occflow_weights"}
     for module in ("occflow", *own):
         loaded = {name.split(".")[0] for name, _ in imports(ROOT / f"{module}.py", top_only=True)}
         assert loaded <= allowed | own, module
