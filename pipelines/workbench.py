@@ -63,7 +63,7 @@ class Workbench:
         while waiting:
             ready = [name for name, extractor in waiting.items() if set(extractor.needs) <= set(ordered)]
             if not ready:
-                raise ConfigError(f"cues: {', '.join(waiting)} need each other in a circle; leave one out")
+                raise ConfigError(_told_circle(waiting))
             ordered |= {name: waiting.pop(name) for name in ready}
         return ordered
 
@@ -179,6 +179,18 @@ class Workbench:
             more = f"\n(and {len(faults) - 3} more files of scene {name})" if len(faults) > 3 else ""
             raise DataError("\n".join(list(faults.values())[:3]) + more)
         return without_faults(self.raw_scene(name), faults)
+
+
+def _told_circle(waiting: Mapping[str, CueExtractor]) -> str:
+    """What cues that need each other are told: who needs whom, and which parameter would do without."""
+    who = [f"{name!r} is made from {need!r}" for name, cue in waiting.items() for need in cue.needs if need in waiting]
+    hints = [
+        hint
+        for cue in waiting.values()
+        for need, hint in getattr(cue, "without", {}).items()
+        if need in waiting and need in cue.needs
+    ]
+    return f"cues: {' and '.join(who)}: a circle; " + ("; or ".join(hints) or "leave one out")
 
 
 _open: dict[str, Workbench] = {}

@@ -98,7 +98,6 @@ def adapt(
     """
     training, held = _split(pairs, settings)
     _check(network, pairs, training)
-    device = network.mean.device
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -116,28 +115,42 @@ def adapt(
     if not history:
         note()
     while step < settings.steps:
-        # Drawn anew from the step's number alone: a run that goes on needs no state of random numbers.
-        draw = np.random.default_rng((settings.seed, step))
-        first, second = _batch(pairs, draw.choice(training, settings.batch), draw.random() < 0.5, device)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _pace(step, settings.steps)
-        cut = torch.Generator().manual_seed(int(draw.integers(2**62)))
-        loss = unsupervised_loss(network, first, second, settings, step / settings.steps, cut)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
-        if torch.isfinite(norm):
-            optimizer.step()
+        _learn(network, optimizer, pairs, training, settings, step)
         step += 1
         stopped = stop()
-        if step % settings.every == 0 or step == settings.steps:
+        due = step % settings.every == 0 or step == settings.steps
+        if due:
             note()
-        if step % settings.every == 0 or step == settings.steps or stopped:
+        if due or stopped:
             _save(out, network, optimizer, settings, step, history)
         if stopped:
             break
     network.eval().requires_grad_(False)
     return history
+
+
+def _learn(
+    network: UniMatch,
+    optimizer: torch.optim.Optimizer,
+    pairs: FramePairs,
+    training: list[int],
+    settings: AdaptSettings,
+    step: int,
+) -> None:
+    """One step of the optimiser."""
+    # Drawn anew from the step's number alone: a run that goes on needs no state of random numbers.
+    draw = np.random.default_rng((settings.seed, step))
+    chosen = draw.choice(training, settings.batch)
+    first, second = _batch(pairs, chosen, draw.random() < 0.5, network.mean.device)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * _pace(step, settings.steps)
+    cut = torch.Generator().manual_seed(int(draw.integers(2**62)))
+    loss = unsupervised_loss(network, first, second, settings, step / settings.steps, cut)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+    if torch.isfinite(norm):
+        optimizer.step()
 
 
 def unsupervised_loss(

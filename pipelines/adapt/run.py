@@ -13,7 +13,7 @@ from pipelines.adapt.collect import CollectSettings, collect_pairs
 from pipelines.adapt.loop import RESULT, AdaptSettings, adapt
 from pipelines.adapt.pairs import FramePairs
 from pipelines.config import ConfigError, CuesConfig, closest, json_digest
-from pipelines.cues.unimatch.pairs import pick_device
+from pipelines.cues.devices import pick_device
 from pipelines.cues.unimatch.weights import load_network
 from pipelines.schedule import stop_on_signals
 from pipelines.weights import locate

@@ -77,8 +77,9 @@ class CueBlock:
 class CueExtractor(Protocol):
     """One cue. Instances are cheap to build and picklable; models are loaded on first use.
 
-    Two attributes may be left out, which means False: `needs_gpu` (its units go to workers with a GPU) and
-    `loads_model` (an instance holds a model once used: each process keeps one, which labels one block at a time).
+    Three attributes may be left out. `needs_gpu` (its units go to workers with a GPU) and `loads_model` (an instance
+    holds a model once used: each process keeps one, which labels one block at a time) then mean False. `without` maps
+    a cue in `needs` to the parameter that spares it; it is told where cues need each other in a circle.
     """
 
     @property

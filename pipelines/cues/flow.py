@@ -85,7 +85,7 @@ def label_flow(context: BlockContext, slot: str, model: PathFlow, aim: Aim, max_
     reasons: dict[str, int] = {}
     figures: list[dict[str, Any]] = []
     # Flow to the previous keyframe goes through the block from its end: run beside flow to the next one it meets that
-    # halfway, and each finds the other half's steps made (step_cache).
+    # halfway, and each finds the other half made (two_way_cache).
     order = range(context.stop - context.start)
     for i in reversed(order) if slot == "prev" else order:
         for c, channel in enumerate(context.cameras):

@@ -11,9 +11,9 @@ from pipelines.cues.flow import FilmFlowCue
 from pipelines.cues.flow_dis import DisPairFlow, DisSettings
 from pipelines.cues.flow_field import endpoints, limited, sample_field
 from pipelines.cues.protocols import FlowField, PathFlow
-from pipelines.cues.step_cache import StepCache
+from pipelines.cues.two_way_cache import BothWays, TwoWayCache, film_key
 
-_STEPS = StepCache(256 << 20)
+_ANSWERS = TwoWayCache(256 << 20)
 """Shared by the cues of a process: flow_next and flow_prev go along the same films."""
 
 
@@ -39,15 +39,26 @@ class ChainedDis:
 
     def __call__(self, film: Sequence[UInt8[np.ndarray, "height width 3"]]) -> FlowField:
         """See PathFlow."""
+        key, turned = film_key(film, repr(self))
+        ways = _ANSWERS.once(key, lambda: self._both_ways(film[::-1] if turned else film))
+        return ways[1 if turned else 0]
+
+    def _both_ways(self, film: Sequence[UInt8[np.ndarray, "height width 3"]]) -> BothWays:
         model = DisPairFlow(self.dis)
-        there, back = _STEPS.both_ways(film, repr(self.dis), lambda way: self._steps(model, way))
-        back = back[::-1]
-        flow, trust = self._follow(there, back)
-        home, _ = self._follow(back[::-1], there[::-1])
+        there, back = self._steps(model, film), self._steps(model, film[::-1])[::-1]
+        forward, backward = self._follow(there, back), self._follow(back[::-1], there[::-1])
+        return self._settled(*forward, backward[0]), self._settled(*backward, forward[0])
+
+    def _settled(
+        self,
+        flow: Float[np.ndarray, "2 height width"],
+        trust: Float[np.ndarray, "height width"],
+        home: Float[np.ndarray, "2 height width"],
+    ) -> FlowField:
+        """The flow where the way along the whole film and back returns."""
         bound = self.chain.tolerance + self.chain.relative * np.linalg.norm(flow, axis=0)
         miss = np.linalg.norm(flow + sample_field(home, endpoints(flow)), axis=0)
-        trust = np.minimum(trust, np.nan_to_num(1.0 - miss / bound, nan=0.0))
-        return limited(flow, trust)
+        return limited(flow, np.minimum(trust, np.nan_to_num(1.0 - miss / bound, nan=0.0)))
 
     def _steps(
         self, model: DisPairFlow, film: Sequence[UInt8[np.ndarray, "height width 3"]]

@@ -1,8 +1,10 @@
 """Arithmetic of flow fields: following, composing, checking forward against backward, resampling, packing."""
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
-from jaxtyping import Float, Int16, Shaped, UInt8
+from jaxtyping import Float, Int16, Int64, Shaped, UInt8
 
 from geometry.cameras import ImageTransform, in_image, pixel_centres
 from pipelines.cues.protocols import FlowField
@@ -28,11 +30,11 @@ def sample_field(
     inside = in_image(uv, height, width)
     u = np.where(inside, uv[..., 0], 0.5).astype(np.float32) - 0.5
     v = np.where(inside, uv[..., 1], 0.5).astype(np.float32) - 0.5
-    out = np.empty((channels, *uv.shape[:2]), np.float32)
-    for k in range(channels):
-        out[k] = cv2.remap(np.asarray(field[k], np.float32), u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    out[:, ~inside] = np.nan
-    return out
+    layers = np.ascontiguousarray(np.moveaxis(field, 0, -1), np.float32)
+    out = cv2.remap(layers, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    out = out.reshape(*inside.shape, channels)
+    out[~inside] = np.nan
+    return np.ascontiguousarray(np.moveaxis(out, -1, 0))
 
 
 def compose(
@@ -90,21 +92,9 @@ def onto_grid(
         transform: raw image to output image.
         tolerance: in the units of `values`.
     """
-    _, height, width = values.shape
-    uv = pixel_centres(transform.height, transform.width)
-    raw = (uv + np.array([transform.left, transform.top])) / transform.scale
-    x = raw[..., 0] * (width / raw_size[1]) - 0.5
-    y = raw[..., 1] * (height / raw_size[0]) - 0.5
-    x0, y0 = np.floor(x), np.floor(y)
-    corners, weights = [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            column = np.clip(x0 + dx, 0, width - 1).astype(np.int64)
-            row = np.clip(y0 + dy, 0, height - 1).astype(np.int64)
-            corners.append(values[:, row, column])
-            weights.append((1 - np.abs(x - x0 - dx)) * (1 - np.abs(y - y0 - dy)))
-    stack = np.stack(corners)
-    weight = np.stack(weights)
+    channels, height, width = values.shape
+    index, weight = _four_corners((height, width), raw_size, transform)
+    stack = np.moveaxis(values.reshape(channels, -1)[:, index], 0, 1)
     known = ~np.isnan(stack).any(axis=1)
     weight = np.where(known, weight + 1e-9, 0.0)
     nearest = np.take_along_axis(stack, weight.argmax(axis=0)[None, None], axis=0)
@@ -116,6 +106,27 @@ def onto_grid(
     # inf times a weight of zero is NaN: leave unused corners out before weighting.
     mean = (np.where(used, stack, 0.0) * np.where(used, weight[:, None], 1.0)).sum(axis=0)
     return np.where(total > 0, mean / np.where(total > 0, total, 1.0), np.nan).astype(np.float32)
+
+
+@lru_cache(4)
+def _four_corners(
+    size: tuple[int, int], raw_size: tuple[int, int], transform: ImageTransform
+) -> tuple[Int64[np.ndarray, "4 rows columns"], Float[np.ndarray, "4 rows columns"]]:
+    """Of a field of `size`: flat indices of the four pixels around each output pixel centre, and bilinear weights."""
+    height, width = size
+    raw = pixel_centres(transform.height, transform.width) + np.array([transform.left, transform.top])
+    raw /= transform.scale
+    x = raw[..., 0] * (width / raw_size[1]) - 0.5
+    y = raw[..., 1] * (height / raw_size[0]) - 0.5
+    x0, y0 = np.floor(x), np.floor(y)
+    corners, weights = [], []
+    for dy in (0, 1):
+        for dx in (0, 1):
+            column = np.clip(x0 + dx, 0, width - 1).astype(np.int64)
+            row = np.clip(y0 + dy, 0, height - 1).astype(np.int64)
+            corners.append(row * width + column)
+            weights.append((1 - np.abs(x - x0 - dx)) * (1 - np.abs(y - y0 - dy)))
+    return np.stack(corners), np.stack(weights)
 
 
 def flow_onto_render(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32, UInt8
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from scipy.spatial import cKDTree
 
 from geometry.cameras import in_image, pixel_centres, project, unproject
@@ -90,32 +90,24 @@ def depth_bounds(
     visible = _visible(uv, z, reach / 2, rule.hidden)
     uv, z, which = uv[visible], z[visible], which[visible]
     centres = pixel_centres(height, width).reshape(-1, 2)
-    distance, index = cKDTree(uv).query(centres, k=NEIGHBOURS, distance_upper_bound=reach)
+    distance, index = _nearest(uv, centres, reach)
     there = np.isfinite(distance)
-    index = np.where(there, index, 0)
-    colours = image.astype(np.float32)
-    own = colours[np.floor(uv[:, 1]).astype(int), np.floor(uv[:, 0]).astype(int)]
-    unlike = ((colours.reshape(-1, 1, 3) - own[index]) ** 2).mean(axis=-1)
-    say = np.exp(-((np.where(there, distance, 0.0) / reach) ** 2) * 2 - unlike / (2 * rule.colour**2)) * there
+    say = _say(image, uv, index, distance / reach, rule.colour)
     inverse = (1.0 / z)[index]
-    strongest = say.max(axis=1, keepdims=True)
+    leader = say.argmax(axis=0)[None]
+    strongest, best = (np.take_along_axis(values, leader, axis=0)[0] for values in (say, inverse))
     agrees = (say >= rule.plausible * strongest) & there
-    best = np.take_along_axis(inverse, say.argmax(axis=1)[:, None], axis=1)[:, 0]
     # What agrees with the best point in depth too is averaged: a surface between scan lines.
-    alike = agrees & (np.abs(inverse / np.maximum(best, 1e-9)[:, None] - 1) < rule.hidden)
-    weight = np.where(alike, say, 0.0)
-    known = there.any(axis=1) & (strongest[:, 0] > 1e-12)
-    mean = (weight * inverse).sum(axis=1) / np.where(known, weight.sum(axis=1), 1.0)
-    mean = np.where(known, mean, np.nan)
-    known &= strongest[:, 0] > rule.least_say
-    mean = np.where(known, mean, np.nan)
-    lower = np.where(agrees, inverse, np.inf).min(axis=1) * (1 - rule.relative)
-    upper = np.where(agrees, inverse, -np.inf).max(axis=1) * (1 + rule.relative)
+    weight = np.where(agrees & (np.abs(inverse / np.maximum(best, 1e-9) - 1) < rule.hidden), say, 0.0)
+    known = there.any(axis=0) & (strongest > max(rule.least_say, 1e-12))
+    mean = np.where(known, (weight * inverse).sum(axis=0) / np.where(known, weight.sum(axis=0), 1.0), np.nan)
+    lower = np.where(agrees, inverse, np.inf).min(axis=0) * (1 - rule.relative)
+    upper = np.where(agrees, inverse, -np.inf).max(axis=0) * (1 + rule.relative)
     # Where no point is as near as scan lines lie, nothing came back: perhaps the sky.
-    spacing = np.quantile(distance[there[:, 0], 0], 0.75) if there.any() else 0.0
-    lower = np.where(distance[:, 0] > rule.gap * spacing, 0.0, lower)
+    spacing = np.quantile(distance[0, there[0]], 0.75) if there.any() else 0.0
+    lower = np.where(distance[0] > rule.gap * spacing, 0.0, lower)
     shape = (height, width)
-    chosen = which[np.take_along_axis(index, say.argmax(axis=1)[:, None], axis=1)[:, 0]]
+    chosen = which[np.take_along_axis(index, leader, axis=0)[0]]
     bounds = DepthBounds(
         mean.reshape(shape),
         np.where(known, lower, np.nan).reshape(shape),
@@ -125,14 +117,39 @@ def depth_bounds(
     return bounds, np.where(known, chosen, -1).astype(np.int32).reshape(shape)
 
 
+def _nearest(
+    uv: Float[np.ndarray, "n 2"], at: Float[np.ndarray, "m 2"], reach: float
+) -> tuple[Float[np.ndarray, "neighbours m"], Int64[np.ndarray, "neighbours m"]]:
+    """Distance (inf = farther than `reach`) and index (then 0) of the points nearest to each place, nearest first."""
+    distance, index = cKDTree(uv).query(at, k=NEIGHBOURS, distance_upper_bound=reach)
+    # Neighbours first: numpy is many times slower along short last axes.
+    distance, index = np.ascontiguousarray(distance.T), np.ascontiguousarray(index.T)
+    return distance, np.where(np.isfinite(distance), index, 0)
+
+
+def _say(
+    image: UInt8[np.ndarray, "height width 3"],
+    uv: Float[np.ndarray, "n 2"],
+    index: Int64[np.ndarray, "neighbours m"],
+    distance: Float[np.ndarray, "neighbours m"],
+    colour: float,
+) -> Float[np.ndarray, "neighbours m"]:
+    """What each neighbour's word weighs at each pixel, by its distance (in units of the reach) and colour."""
+    own = image[np.floor(uv[:, 1]).astype(int), np.floor(uv[:, 0]).astype(int)].astype(np.float32)
+    unlike = np.zeros(index.shape, np.float32)
+    for channel in range(3):
+        unlike += (image[..., channel].reshape(1, -1) - own[index, channel]) ** 2
+    say = np.exp(-2 * np.where(np.isfinite(distance), distance, 0.0) ** 2 - unlike / (6 * colour**2))
+    return np.where(np.isfinite(distance), say, 0.0)
+
+
 def _visible(
     uv: Float[np.ndarray, "n 2"], z: Float[np.ndarray, " n"], radius: float, hidden: float
 ) -> Bool[np.ndarray, " n"]:
     """False for points that lie close beside, and well behind, two or more others."""
-    distance, index = cKDTree(uv).query(uv, k=NEIGHBOURS, distance_upper_bound=radius)
-    there = np.isfinite(distance)
-    nearer = there & (z[np.where(there, index, 0)] < z[:, None] * (1 - hidden))
-    return nearer.sum(axis=1) < 2
+    distance, index = _nearest(uv, uv, radius)
+    nearer = np.isfinite(distance) & (z[index] < z * (1 - hidden))
+    return nearer.sum(axis=0) < 2
 
 
 def _height(

@@ -68,6 +68,10 @@ class MotionMasks:
     max_width: int = 1280
     threads: int = 1
     name: ClassVar[str] = "masks"
+    without: ClassVar[dict[str, str]] = {
+        flow: f"leave {flow} out of masks.flows ([] takes an own DIS flow to the image beside)"
+        for flow in ("flow_next", "flow_prev")
+    }
 
     def config_digest(self) -> str:
         """See CueExtractor."""

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from geometry.cameras import pixel_centres
+from geometry.cameras import MIN_DEPTH, camera_directions, pixel_centres
 from pipelines.cues.base import ImageSizes
 from pipelines.cues.depth_bounds import DepthBounds
 from pipelines.cues.motion_witnesses import Witness
-from pipelines.cues.static_flow import project_inverse_depth, second_from_first
+from pipelines.cues.static_flow import second_from_first
 from pipelines.datasets.records import CameraImage
 
 BLEED_STEP = 0.06
@@ -72,9 +72,10 @@ def _of_one(image: CameraImage, witness: Witness, depth: DepthBounds, sizes: Ima
     width = depth.inverse.shape[1]
     focal = sizes.render_transform(image).intrinsics(image.K)[0, 0]
     strength, vector = np.full(depth.inverse.shape, np.inf), np.zeros_like(witness.flow)
+    epipolar = Epipolar(image, witness.target, sizes)
     for k, (lower, upper) in enumerate(_surfaces(depth, rule.bleed)):
-        miss, parallax = residual(image, witness, lower, upper, sizes)
-        length = np.linalg.norm(miss, axis=0)
+        miss, parallax = residual(epipolar, witness.flow, lower, upper)
+        length = np.hypot(*miss)
         allowed = np.maximum(
             rule.least_px * width + rule.relative * parallax,
             rule.least_m * focal * np.nan_to_num(depth.inverse, nan=0.0),
@@ -85,36 +86,51 @@ def _of_one(image: CameraImage, witness: Witness, depth: DepthBounds, sizes: Ima
     strength = np.where(depth.height < rule.ground, 0.0, strength)
     turned = 1.0 if witness.target.timestamp_us >= image.timestamp_us else -1.0
     with np.errstate(divide="ignore", invalid="ignore"):
-        metres = np.linalg.norm(vector, axis=0) / (focal * depth.inverse)
+        metres = np.hypot(*vector) / (focal * depth.inverse)
     return Motion(strength.astype(np.float32), (turned * vector).astype(np.float32), metres.astype(np.float32))
 
 
+class Epipolar:
+    """Where the points of one image that stand still land in another, pixel by pixel and for any depth.
+
+    A pixel's ray, seen by the second camera, is a line in homogeneous pixels: (start + inverse depth * step).
+    """
+
+    def __init__(self, image: CameraImage, target: CameraImage, sizes: ImageSizes) -> None:
+        height, width = sizes.render
+        self.uv = np.moveaxis(pixel_centres(height, width), -1, 0)
+        K = sizes.render_transform(image).intrinsics(image.K)
+        K_target = sizes.render_transform(target).intrinsics(target.K)
+        pose = second_from_first(image, target)
+        rays = camera_directions(K, pixel_centres(height, width).reshape(-1, 2))
+        self.start = (rays @ (K_target @ pose[:3, :3]).T).T.reshape(3, height, width)
+        self.step = K_target @ pose[:3, 3]
+
+    def land(self, inverse: Float[np.ndarray, "height width"] | float) -> Float[np.ndarray, "2 height width"]:
+        """Render pixels of the target; NaN where the point falls behind its camera, or `inverse` (1/m) is NaN."""
+        at = [self.start[k] + inverse * self.step[k] for k in range(3)]
+        with np.errstate(invalid="ignore"):
+            ahead = np.where(at[2] > MIN_DEPTH, at[2], np.nan)
+        return np.stack([at[0] / ahead, at[1] / ahead])
+
+
 def residual(
-    image: CameraImage,
-    witness: Witness,
+    epipolar: Epipolar,
+    flow: Float[np.ndarray, "2 height width"],
     lower: Float[np.ndarray, "height width"],
     upper: Float[np.ndarray, "height width"],
-    sizes: ImageSizes,
 ) -> tuple[Float[np.ndarray, "2 height width"], Float[np.ndarray, "height width"]]:
     """From the nearest point of each pixel's epipolar segment to where its flow ends, and the parallax; render pixels.
 
     The segment is where still points of inverse depth `lower` to `upper` (1/m) land; the parallax is the way from
     where an infinitely far point lands to its nearer end. NaN = unknown.
     """
-    _, height, width = witness.flow.shape
-    uv = pixel_centres(height, width).reshape(-1, 2)
-    K = sizes.render_transform(image).intrinsics(image.K)
-    K_target = sizes.render_transform(witness.target).intrinsics(witness.target.K)
-    pose = second_from_first(image, witness.target)
-    far, near, still = (
-        project_inverse_depth(K, K_target, pose, uv, rho.ravel()) for rho in (lower, upper, np.zeros_like(lower))
-    )
-    end = uv + witness.flow.reshape(2, -1).T
+    far, near = epipolar.land(lower), epipolar.land(upper)
+    end = epipolar.uv + flow
     along = near - far
-    share = ((end - far) * along).sum(axis=1) / np.maximum((along**2).sum(axis=1), 1e-12)
-    miss = end - (far + np.clip(share, 0.0, 1.0)[:, None] * along)
-    parallax = np.linalg.norm(near - still, axis=1)
-    return miss.T.reshape(2, height, width), parallax.reshape(height, width)
+    share = ((end - far) * along).sum(axis=0) / np.maximum((along**2).sum(axis=0), 1e-12)
+    miss = end - (far + np.clip(share, 0.0, 1.0) * along)
+    return miss, np.hypot(*(near - epipolar.land(0.0)))
 
 
 def _surfaces(

@@ -14,17 +14,13 @@ from pipelines.cues.base import BlockContext, CueBlock, CueExtractor, loads_mode
 from pipelines.cues.cotracker.queries import render_mask
 from pipelines.cues.flow import Target, aim_next, aim_previous, pair_figures
 from pipelines.cues.flow_field import unpack_flow
-from storage.schema import INVALID_FLOW
+from storage.schema import FLOW_INSIDE, FLOW_OUTSIDE, INVALID_FLOW, NO_FLOW
 
-VERSION = 1
-NO_FLOW, OUTSIDE, INSIDE = 0, 1, 2
-"""Where the flow of a pixel is from."""
+VERSION = 2
 
 
 def flow_sources(flow: Int16[np.ndarray, "2 h w"], instance: UInt16[np.ndarray, "H W"]) -> UInt8[np.ndarray, "h w"]:
-    """Which cue each pixel of a composed flow is from: NO_FLOW, OUTSIDE or INSIDE.
-
-    The store has no array for this; the masks that the flow was made from, in the same block, say it exactly.
+    """Which part each pixel of a composed flow is from: schema.NO_FLOW, FLOW_OUTSIDE or FLOW_INSIDE.
 
     Args:
         flow: as stored, on the render grid.
@@ -32,7 +28,7 @@ def flow_sources(flow: Int16[np.ndarray, "2 h w"], instance: UInt16[np.ndarray, 
     """
     inside = render_mask(instance, (flow.shape[1], flow.shape[2])) > 0
     known = (flow != INVALID_FLOW).all(axis=0)
-    return np.where(known, np.where(inside, INSIDE, OUTSIDE), NO_FLOW).astype(np.uint8)
+    return np.where(known, np.where(inside, FLOW_INSIDE, FLOW_OUTSIDE), NO_FLOW).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -104,12 +100,13 @@ class ComposedFlowCue:
         return " AND ".join(dict.fromkeys(part.licence() for part in self.parts.values()))
 
     def extract(self, context: BlockContext) -> CueBlock:
-        """The four arrays of the slot, see storage.schema.CUES."""
+        """The arrays of the slot, see storage.schema.CUES, `source` among them."""
         blocks = {key: part.extract(context) for key, part in self.parts.items()}
         inside, outside = blocks["inside"].arrays, blocks["outside"].arrays
         masks = context.upstream("masks")["masks/instance"]
         arrays = {name: array.copy() for name, array in outside.items()}
-        flow, trust = f"flow/{self.slot}/flow", f"flow/{self.slot}/confidence"
+        flow, trust, source = (f"flow/{self.slot}/{name}" for name in ("flow", "confidence", "source"))
+        arrays[source] = np.full(arrays[trust].shape, NO_FLOW, np.uint8)
         figures: list[Mapping[str, Any]] = []
         aim = aim_next(context.scene) if self.slot == "next" else aim_previous(context.scene)
         for i, c in np.ndindex(masks.shape[:2]):
@@ -119,8 +116,12 @@ class ComposedFlowCue:
             own = render_mask(masks[i, c], context.sizes.render) > 0
             arrays[flow][i, c] = np.where(own, inside[flow][i, c], outside[flow][i, c])
             arrays[trust][i, c] = np.where(own, inside[trust][i, c], outside[trust][i, c])
-            figures.append(self._figures(context, i, c, target, arrays[flow][i, c], masks[i, c]))
-        notes = list(dict.fromkeys(note for block in blocks.values() for note in block.notes))
+            arrays[source][i, c] = flow_sources(arrays[flow][i, c], masks[i, c])
+            figures.append(self._figures(context, i, c, target, arrays[flow][i, c], arrays[source][i, c]))
+        legend = (
+            f"source {FLOW_INSIDE}: {self.inside['backend']}, inside masks; {FLOW_OUTSIDE}: {self.outside['backend']}"
+        )
+        notes = list(dict.fromkeys([legend, *(note for block in blocks.values() for note in block.notes)]))
         return CueBlock(arrays, summarise(figures), notes)
 
     def _figures(
@@ -130,12 +131,11 @@ class ComposedFlowCue:
         c: int,
         target: Target,
         flow: Int16[np.ndarray, "2 h w"],
-        instance: UInt16[np.ndarray, "H W"],
+        sources: UInt8[np.ndarray, "h w"],
     ) -> dict[str, Any]:
-        sources = flow_sources(flow, instance)
         shares = {
-            "inside": figure((sources == INSIDE).sum(), sources.size),
-            "outside": figure((sources == OUTSIDE).sum(), sources.size),
+            "inside": figure((sources == FLOW_INSIDE).sum(), sources.size),
+            "outside": figure((sources == FLOW_OUTSIDE).sum(), sources.size),
         }
         channel = context.cameras[c]
         return pair_figures(context, self.slot, context.start + i, channel, target, unpack_flow(flow)) | {

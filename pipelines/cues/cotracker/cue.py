@@ -13,6 +13,7 @@ from pipelines.config import json_digest
 from pipelines.cues.base import BlockContext, CueBlock
 from pipelines.cues.cotracker.packages import ALLTRACKER, COTRACKER, TrackerPackage
 from pipelines.cues.cotracker.queries import ask, fill, mask_onto, render_mask
+from pipelines.cues.devices import pick_device
 from pipelines.cues.flow import Target, aim_next, aim_previous, pair_figures
 from pipelines.cues.flow_field import empty_flow, flow_onto_render, pack_flow, unpack_flow
 from pipelines.cues.model_flow import ModelFlow
@@ -177,7 +178,6 @@ class CoTrackerFlowCue(TrackedFlowCue):
     def tracker(self) -> "PointTracker":
         """See TrackedFlowCue."""
         from pipelines.cues.cotracker.tracker import load_cotracker
-        from pipelines.cues.unimatch.pairs import pick_device
 
         self.package.check()
         path = locate(self.weights)
@@ -197,7 +197,6 @@ class AllTrackerFlowCue(TrackedFlowCue):
     def tracker(self) -> "PointTracker":
         """See TrackedFlowCue."""
         from pipelines.cues.cotracker.alltracker import load_alltracker
-        from pipelines.cues.unimatch.pairs import pick_device
 
         self.package.check()
         path = locate(self.weights)

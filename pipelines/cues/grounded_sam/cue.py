@@ -65,6 +65,9 @@ class PromptedMasks:
     threads: int = 1
     name: ClassVar[str] = "masks"
     loads_model: ClassVar[bool] = True
+    without: ClassVar[dict[str, str]] = {
+        "flow_next": "set masks.link_flow to dis_chain (links by a flow of its own) or to none (no links)"
+    }
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64
 
-from pipelines.cues.grounded_sam.boxes import OwnCarRule, TileRule, nms
+from pipelines.cues.grounded_sam.boxes import OwnCarRule, TileRule, by_score, nms
 from pipelines.cues.grounded_sam.prompts import Prompts
 from pipelines.cues.grounded_sam.records import Candidates, Detections, Detector, Image, Segmenter
+
+MOST_COMPARED = 2000
+"""Boxes of an image, the best scored, that suppression looks at: every pair takes about 64 bytes, and tiles with low
+thresholds give thousands of boxes."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class BoxRule:
     def choose(self, found: Detections, prompts: Prompts, size: tuple[int, int]) -> Int64[np.ndarray, " kept"]:
         """Indices of the boxes to segment in an image of `size`, best first."""
         others = np.flatnonzero(~self.own_car.boxes(found.boxes, size))
+        others = others[by_score(found.scores[others])[:MOST_COMPARED]]
         rest = found.take(others)
         return others[nms(rest.boxes, rest.scores, prompts.class_of(rest.prompts), self.nms)[: self.most]]
 

@@ -61,7 +61,9 @@ class ModelFolder:
 
         Never looks at the network: the folder is all there is.
         """
-        kind = getattr(transformers(), name)
+        kind = getattr(transformers(), name, None)
+        if kind is None:
+            raise WeightsError(f"{self.path}: transformers {transformers().__version__} has no {name}: {INSTALL} -U")
         with _quiet():
             try:
                 found, told = kind.from_pretrained(
@@ -91,7 +93,7 @@ class ModelFolder:
 
 
 def transformers() -> Any:
-    """The package. ModuleNotFoundError that says how to install it."""
+    """The package. WeightsError that says how to install it."""
     try:
         import transformers as package
     except ModuleNotFoundError as error:

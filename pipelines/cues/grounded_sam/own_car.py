@@ -1,6 +1,7 @@
 """The fixed mask of the own car in a camera's picture, from a polygon or a painted image."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -39,6 +40,17 @@ def own_car_mask(
     Raises:
         ConfigError: an image of another size than the camera's.
     """
+    # A file that is painted anew is another mask.
+    file = Path(mask).expanduser() if isinstance(mask, str) else None
+    changed = file.stat().st_mtime_ns if file is not None and file.is_file() else 0
+    return _on_grid(camera, mask, raw_size, transform, changed)
+
+
+@lru_cache(32)
+def _on_grid(
+    camera: str, mask: OwnCar, raw_size: tuple[int, int], transform: ImageTransform, changed: int
+) -> Bool[np.ndarray, "height width"]:
+    """The same, read and resampled once for all images of a camera; `changed` tells versions of a file apart."""
     if isinstance(mask, str):
         painted = _read(camera, mask)
         if painted.shape != raw_size:
@@ -54,7 +66,9 @@ def own_car_mask(
     v, u = np.mgrid[: transform.height, : transform.width] + 0.5
     column = np.floor((u + transform.left) / transform.scale).astype(int).clip(0, raw_size[1] - 1)
     row = np.floor((v + transform.top) / transform.scale).astype(int).clip(0, raw_size[0] - 1)
-    return painted[row, column] > 0
+    found = painted[row, column] > 0
+    found.setflags(write=False)
+    return found
 
 
 def _read(camera: str, file: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pipelines.config import ConfigError
+from pipelines.cues.devices import pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +35,7 @@ class Runtime:
     @property
     def torch_device(self) -> "torch.device":
         """The device itself. ConfigError for a GPU that is not there."""
-        import torch
-
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(self.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device {self.device!r}: torch {torch.__version__} sees no GPU here; use auto or cpu")
-        return device
+        return pick_device(self.device)
 
     @contextmanager
     def networks(self) -> Iterator[None]:

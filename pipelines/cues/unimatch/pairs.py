@@ -1,8 +1,5 @@
 """A loaded flow network that answers batches of image pairs, numpy in and out, and remembers what it answered."""
 
-import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -13,7 +10,9 @@ import torch
 from jaxtyping import UInt8
 
 from pipelines.config import ConfigError, json_digest
+from pipelines.cues.devices import pick_device
 from pipelines.cues.protocols import FlowField
+from pipelines.cues.two_way_cache import TwoWayCache, film_key
 from pipelines.cues.unimatch.inference import CheckRule, Precision, confidence, flow_both_ways
 from pipelines.cues.unimatch.network import UniMatch
 from pipelines.cues.unimatch.weights import load_network
@@ -26,36 +25,7 @@ KEPT_BYTES = 512 << 20
 """Of answers kept by a process: flow_next of a keyframe is, backwards, flow_prev of the next one."""
 
 
-class _Answers:
-    """Answers to pairs, both ways, least recently used first out; safe for threads."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._kept: OrderedDict[str, tuple[FlowField, FlowField]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, key: str) -> tuple[FlowField, FlowField] | None:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def put(self, key: str, answer: tuple[FlowField, FlowField]) -> None:
-        with self._lock:
-            if key in self._kept:
-                return
-            self._kept[key] = answer
-            self._bytes += _size(answer)
-            while self._bytes > self.limit:
-                self._bytes -= _size(self._kept.popitem(last=False)[1])
-
-
-def _size(answer: tuple[FlowField, FlowField]) -> int:
-    return sum(way.flow.nbytes + way.confidence.nbytes for way in answer)
-
-
-_ANSWERS = _Answers(KEPT_BYTES)
+_ANSWERS = TwoWayCache(KEPT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -91,7 +61,7 @@ class PairMatcher:
 
     def __call__(self, pairs: Sequence[Pair]) -> list[FlowField]:
         """Flow from the first to the second image of each pair, in its own pixels."""
-        asked = [self._key(pair) for pair in pairs]
+        asked = [film_key(pair, self.settings) for pair in pairs]
         found = {key: answer for key, _ in asked if (answer := _ANSWERS.get(key)) is not None}
         # Either way round, a pair is put to the network in one order: the same bytes whoever comes first.
         missing = {
@@ -104,11 +74,6 @@ class PairMatcher:
                 found[key] = answer
                 _ANSWERS.put(key, answer)
         return [found[key][1 if turned else 0] for key, turned in asked]
-
-    def _key(self, pair: Pair) -> tuple[str, bool]:
-        marks = [hashlib.blake2b(image.tobytes(), digest_size=12).hexdigest() + str(image.shape) for image in pair]
-        turned = marks[1] < marks[0]
-        return " ".join([self.settings, *(marks[::-1] if turned else marks)]), turned
 
     @torch.inference_mode()
     def _answer(self, pairs: Sequence[Pair]) -> Iterator[tuple[FlowField, FlowField]]:
@@ -132,15 +97,6 @@ def _of_one_size(pairs: dict[str, Pair]) -> Iterator[list[str]]:
     shapes = {pair[0].shape for pair in pairs.values()}
     for shape in sorted(shapes):
         yield [key for key, pair in pairs.items() if pair[0].shape == shape]
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name, "auto" for a GPU where there is one. Raises ConfigError for a GPU that is not here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"{name!r} is asked for, but PyTorch sees no GPU here; set device: cpu")
-    return torch.device(name)
 
 
 @lru_cache(2)

@@ -110,7 +110,7 @@ def test_every_slot(slot: Any, tiny_weights: str, context: Any) -> None:
 def test_batches_and_memory_change_nothing(tiny_weights: str, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = []
     for batch, kept in ((1, 0), (3, 0), (3, 1 << 30)):
-        monkeypatch.setattr(pairs, "_ANSWERS", pairs._Answers(kept))
+        monkeypatch.setattr(pairs, "_ANSWERS", pairs.TwoWayCache(kept))
         blocks.append(UniMatchFlowCue(weights=tiny_weights, check=KEEP_ALL, batch=batch).extract(context))
     for other in blocks[1:]:
         found = np.abs(blocks[0].arrays["flow/next/flow"].astype(int) - other.arrays["flow/next/flow"])
@@ -118,14 +118,14 @@ def test_batches_and_memory_change_nothing(tiny_weights: str, context: Any, monk
 
 
 def test_the_way_back_is_not_computed_again(tiny_weights: str, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "_ANSWERS", pairs._Answers(1 << 30))
+    monkeypatch.setattr(pairs, "_ANSWERS", pairs.TwoWayCache(1 << 30))
     asked = []
     original = pairs.flow_both_ways
     monkeypatch.setattr(pairs, "flow_both_ways", lambda n, a, *rest: asked.append(len(a)) or original(n, a, *rest))
     there = UniMatchFlowCue(slot="next", weights=tiny_weights, check=KEEP_ALL).extract(context)
     back = UniMatchFlowCue(slot="prev", weights=tiny_weights, check=KEEP_ALL).extract(context)
     assert asked == [3]
-    monkeypatch.setattr(pairs, "_ANSWERS", pairs._Answers(0))
+    monkeypatch.setattr(pairs, "_ANSWERS", pairs.TwoWayCache(0))
     anew = UniMatchFlowCue(slot="prev", weights=tiny_weights, check=KEEP_ALL).extract(context)
     np.testing.assert_array_equal(back.arrays["flow/prev/flow"], anew.arrays["flow/prev/flow"])
     assert (there.arrays["flow/next/flow"][0] != back.arrays["flow/prev/flow"][1]).any()
@@ -133,7 +133,7 @@ def test_the_way_back_is_not_computed_again(tiny_weights: str, context: Any, mon
 
 def test_answers_are_kept_within_their_bytes() -> None:
     field = pairs.FlowField(np.zeros((2, 10, 10), np.float32), np.zeros((10, 10), np.float32))
-    kept = pairs._Answers(3 * 2400)
+    kept = pairs.TwoWayCache(3 * 2400)
     for key in "abcd":
         kept.put(key, (field, field))
     assert [kept.get(key) is not None for key in "abcd"] == [False, True, True, True]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from pipelines.cues.base import BlockContext, loads_model, needs_gpu
-from pipelines.cues.cotracker.composed import INSIDE, NO_FLOW, OUTSIDE, ComposedFlowCue, flow_sources
+from pipelines.cues.cotracker.composed import ComposedFlowCue
 from pipelines.cues.flow_dis import DisFlowCue
 from pipelines.cues.flow_tracks import TracksFlowCue
 from pipelines.registry import check_cue
-from storage.schema import INVALID_FLOW
+from storage.schema import FLOW_INSIDE, FLOW_OUTSIDE, INVALID_FLOW, NO_FLOW
 
 PARTS: dict[str, Any] = {"inside": {"backend": "tracks", "max_width": 160}, "outside": {"backend": "dis"}}
 
@@ -44,16 +44,18 @@ def test_each_pixel_is_of_its_own_source(slot: Any, context: BlockContext) -> No
     for name in (f"flow/{slot}/target_frame", f"flow/{slot}/target_sweep"):
         np.testing.assert_array_equal(block.arrays[name], dis[name])
     flow = block.arrays[f"flow/{slot}/flow"][i, 0]
-    sources = flow_sources(flow, instance)
+    sources = block.arrays[f"flow/{slot}/source"][i, 0]
+    assert not block.arrays[f"flow/{slot}/source"][1 - i].any(), "no target there"
     known = (flow[0] != INVALID_FLOW) & (flow[1] != INVALID_FLOW)
     np.testing.assert_array_equal(sources == NO_FLOW, ~known)
-    np.testing.assert_array_equal(sources == INSIDE, known & (instance > 0))
-    np.testing.assert_array_equal(sources == OUTSIDE, known & (instance == 0))
+    np.testing.assert_array_equal(sources == FLOW_INSIDE, known & (instance > 0))
+    np.testing.assert_array_equal(sources == FLOW_OUTSIDE, known & (instance == 0))
     shares = block.quality["sources"]
-    assert shares["inside"] == {"value": pytest.approx((sources == INSIDE).mean()), "count": sources.size}
-    assert shares["outside"] == {"value": pytest.approx((sources == OUTSIDE).mean()), "count": sources.size}
+    assert shares["inside"] == {"value": pytest.approx((sources == FLOW_INSIDE).mean()), "count": sources.size}
+    assert shares["outside"] == {"value": pytest.approx((sources == FLOW_OUTSIDE).mean()), "count": sources.size}
     assert block.quality["camera_frames"] == 1
-    assert len(block.notes) == 1, "what both parts note is told once"
+    assert block.notes[0] == "source 2: tracks, inside masks; 1: dis"
+    assert len(block.notes) == 2, "what both parts note is told once"
 
 
 def test_what_the_parts_are_is_told() -> None:
