@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from geometry.cameras import scale_intrinsics
 from geometry.grid import VoxelGrid
 from model.fields import FrameInput
+from storage.queue import queue_keyframes
 from storage.reader import StoreReader
 from storage.schema import StoreAttributes
 from train.batch import Batch, FlowTarget, View, collate
@@ -56,9 +57,12 @@ class KeyframeDataset(Dataset[Batch]):
         return self._scenes[name]
 
     def _sample(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Batch:
+        self._fetch(scene, t)
         queue = scene.queue(t, self.config.model.fusion.history + 1)
         valid = queue["camera_valid"][-1]
         points, there, origin = self._lidar(scene, t, rng)
+        earlier, later = self._neighbour(scene, t, "earlier", rng), self._later(scene, t, rng)
+        self._fetch_neighbours(scene, earlier, later)
         images = torch.from_numpy(average_blocks(queue["images"][-1], self._factor))
         next_cue = self._flow(scene, "next", t, valid) if "flow_next" in self._cues else None
         back_slot = self.config.data.backward_cue
@@ -68,8 +72,8 @@ class KeyframeDataset(Dataset[Batch]):
             K=torch.from_numpy(scale_intrinsics(queue["K"][-1], 1 / self._factor, 1 / self._factor)),
             ref_from_cam=torch.from_numpy(queue["ref_from_cam"][-1]),
             camera_valid=torch.from_numpy(valid),
-            earlier=self._view(scene, t, self._neighbour(scene, t, "earlier", rng)),
-            later=self._view(scene, t, self._later(scene, t, rng)),
+            earlier=self._view(scene, t, earlier),
+            later=self._view(scene, t, later),
             flow_next=next_cue,
             flow_back=self._flow(scene, back_slot, t, valid) if f"flow_{back_slot}" in self._cues else None,
             movable=self._movable(scene, t, valid) if "masks" in self._cues else None,
@@ -77,6 +81,20 @@ class KeyframeDataset(Dataset[Batch]):
             lidar_valid=there,
             lidar_origin=origin,
         )
+
+    def _fetch(self, scene: CachedScene, t: int) -> None:
+        """Ask for all that is certain to be read of a sample, before the first of it is decoded."""
+        queue = set(queue_keyframes(t, self.config.model.fusion.history + 1))
+        wanted = [("images", "image", k) for k in queue]
+        kinds = {"masks": "movable", "lidar": "lidar"}
+        cues = (cue for cue in self._cues if cue not in ("images", "sweeps"))
+        scene.prefetch([*wanted, *((cue, kinds.get(cue, cue.removeprefix("flow_")), t) for cue in cues)])
+
+    def _fetch_neighbours(self, scene: CachedScene, *drawn: Neighbour | None) -> None:
+        """The same for the images beside, once they are drawn."""
+        there = [n for n in drawn if n is not None]
+        keyframes = [("images", "render", n.t) for n in there if n.sweep == KEYFRAME]
+        scene.prefetch([*keyframes, *(("sweeps", "sweep", n.t, n.sweep) for n in there if n.sweep != KEYFRAME)])
 
     def _usable(self, scene: CachedScene, neighbour: Neighbour) -> bool:
         cue = "images" if neighbour.sweep == KEYFRAME else "sweeps"

@@ -1,7 +1,7 @@
 """Decoded frames of a store at the sizes training needs, kept in a bounded cache."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ class ByteCache:
         self.limit = limit
         self.size = 0
         self._entries: OrderedDict[tuple, tuple[np.ndarray, ...]] = OrderedDict()
+
+    def __contains__(self, key: tuple) -> bool:
+        return key in self._entries
 
     def get(self, key: tuple, make: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """The arrays kept under `key`, made if they are not there. Read-only: everybody gets the same arrays."""
@@ -86,6 +89,19 @@ class CachedScene:
     def has(self, cue: str, t: int) -> bool:
         """Whether the cue is committed at this keyframe."""
         return self._scene.has(cue, t)
+
+    def prefetch(self, wanted: Iterable[tuple[str, str, int] | tuple[str, str, int, int]]) -> None:
+        """Fetch what a sample is about to read, (cue, kind of cache entry, keyframe[, sweep slot]), all of it at once.
+
+        What is kept decoded for every camera is passed over.
+        """
+        self._scene.prefetch({(cue, *place) for cue, kind, *place in wanted if not self._kept(kind, *place)})
+
+    def _kept(self, kind: str, t: int, *slot: int) -> bool:
+        if kind == "lidar":
+            return (self.name, kind, t) in self._cache
+        cameras = np.flatnonzero(self.table.camera_valid[t])
+        return all((self.name, kind, t, *slot, int(c)) in self._cache for c in cameras)
 
     def image(self, t: int, c: int) -> UInt8[np.ndarray, "H W 3"]:
         """RGB at network size."""

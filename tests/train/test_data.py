@@ -1,7 +1,7 @@
 """Samples against the analytic world they were written from: geometry, neighbours, flow targets, exclusion."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from geometry.cameras import project
 from geometry.transforms import transform_points
 from storage.errors import CueMissing
-from storage.reader import StoreReader
+from storage.reader import SceneReader, StoreReader
 from storage.store import CueStore, UnitId
 from train.batch import Batch, collate
 from train.config import ConfigError, TrainConfig
@@ -270,3 +270,37 @@ def test_the_number_of_workers_changes_nothing(tiny_config: Make) -> None:
         assert torch.equal(left.earlier.cam_from_ref, right.earlier.cam_from_ref)
         assert left.lidar_points is not None
         assert torch.equal(left.lidar_points, right.lidar_points)
+
+
+def test_all_that_is_read_was_asked_for_before(
+    tiny_config: Make, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every cue and keyframe that a sample reads is in a list that was fetched; what is kept decoded is not again."""
+    fetched: list[tuple] = []
+    read: list[tuple] = []
+    prefetch, image = SceneReader.prefetch, SceneReader._image
+
+    def noted(self: SceneReader, wanted: Iterable[tuple]) -> None:
+        fetched.extend(wanted := list(wanted))
+        prefetch(self, wanted)
+
+    def noting(self: SceneReader, cue: str, array: str, lengths: str, t: int, *rest: int) -> np.ndarray:
+        read.append((cue, t, *rest[:-1]))
+        return image(self, cue, array, lengths, t, *rest)
+
+    monkeypatch.setattr(SceneReader, "prefetch", noted)
+    monkeypatch.setattr(SceneReader, "_image", noting)
+    for name in ("masks", "lidar"):
+        original = getattr(SceneReader, name)
+        monkeypatch.setattr(
+            SceneReader, name, lambda self, t, *c, f=original, n=name: (read.append((n, t)), f(self, t, *c))[1]
+        )
+    dataset = KeyframeDataset(tiny_config(), 2, [("a", 2)], 2**24)
+    for draw in range(6):
+        dataset[draw, 0]
+    assert {cue for cue, *_ in read} >= {"images", "masks", "lidar"}
+    assert set(read) <= set(fetched)
+    assert {cue for cue, *_ in fetched} >= {"flow_next", "masks", "lidar", "images"}
+    fetched.clear()
+    dataset[0, 0]
+    assert fetched == []
