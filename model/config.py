@@ -71,6 +71,10 @@ class DepthLiftConfig(_Section):
     bins: int = Field(default=0, ge=0)
     """Depths that a pixel chooses among; 0: no such lifting."""
     context: PositiveInt = 8
+    width: PositiveInt = 48
+    """Channels inside the head that predicts them."""
+    ground_z: float = 0.0
+    """Height of a flat ground in the ego frame, metres: the head is told where each ray would meet it."""
     nearest_m: PositiveFloat = 1.0
     farthest_m: PositiveFloat = 60.0
 
@@ -127,6 +131,8 @@ class HeadConfig(_Section):
     ground_height: float = 0.0
     flow_scale: PositiveFloat = 1.0
     """Metres per interval and unit of the flow decoder's output, as `sdf_scale`."""
+    flow_position: bool = False
+    """Whether the flow decoder is told where in the volume each voxel lies, besides its features; not in the paper."""
     flow_init_std: PositiveFloat = 0.01
     """Standard deviation of the flow decoder's last layer. Flow starts near zero, but not so near that it stays there:
     1e-3 was seen to."""

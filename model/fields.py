@@ -9,6 +9,7 @@ from torch import Tensor
 
 from geometry.grid import VoxelGrid
 from geometry.warp import sample_volume
+from model.pixel_depth import PixelDepth
 
 
 class FrameInput(NamedTuple):
@@ -33,11 +34,13 @@ class FrameInput(NamedTuple):
 @dataclass(frozen=True)
 class Fields:
     """Fields at voxel centres in the current ego frame: `sdf` (B, X, Y, Z) in metres, positive in free space, and
-    `flow` (B, X, Y, Z, 2): horizontal object motion (vx, vy), ego-motion removed, metres per keyframe interval."""
+    `flow` (B, X, Y, Z, 2): horizontal object motion (vx, vy), ego-motion removed, metres per keyframe interval.
+    `pixel_depth`: what the images alone say of depth, where the network has depth-aware lifting."""
 
     sdf: Float[Tensor, "b x y z"]
     flow: Float[Tensor, "b x y z 2"]
     grid: VoxelGrid
+    pixel_depth: PixelDepth | None = None
 
     def sdf_at(self, points: Float[Tensor, "b *n 3"]) -> Float[Tensor, "b *n"]:
         """Trilinear signed distance, metres, at points in metres; beyond the outermost centres the border's value."""

@@ -34,11 +34,23 @@ class SDFHead(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Two-layer MLP whose last layer starts near zero."""
+    """Two-layer MLP whose last layer starts near zero; with `flow_position` it is told where each voxel lies.
 
-    def __init__(self, config: HeadConfig, channels: int) -> None:
+    Traffic keeps to its side of the road: where a thing is says which way it is likely to move before an image does.
+    """
+
+    place: Tensor | None
+
+    def __init__(self, config: HeadConfig, channels: int, grid: VoxelGrid) -> None:
         super().__init__()
         self.scale = config.flow_scale
+        place = None
+        if config.flow_position:
+            lower, upper = (torch.tensor(end, device="cpu") for end in (grid.lower, grid.upper))
+            centres = torch.as_tensor(grid.centres(), dtype=torch.float32, device="cpu")
+            place = (centres - lower) / (upper - lower) * 2 - 1
+            channels += 3
+        self.register_buffer("place", place, persistent=False)
         last = nn.Linear(config.hidden, 2)
         nn.init.normal_(last.weight, std=config.flow_init_std / config.flow_scale)
         nn.init.zeros_(last.bias)
@@ -46,4 +58,7 @@ class FlowHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "b x y z ch"]) -> Float[Tensor, "b x y z 2"]:
         """Horizontal object motion (vx, vy), metres per keyframe interval, current ego frame."""
+        if self.place is not None:
+            place = self.place.to(features.dtype).expand(len(features), *self.place.shape)
+            features = torch.cat([features, place], dim=-1)
         return self.mlp(features) * self.scale

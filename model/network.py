@@ -11,6 +11,7 @@ from model.fields import Fields, FrameInput
 from model.fpn import FeaturePyramid
 from model.fusion import TemporalFusion
 from model.heads import FlowHead, SDFHead
+from model.pixel_depth import PixelDepth
 from model.refine import Refine
 from model.render import Renderer
 from model.residual import ResidualBackbone
@@ -44,7 +45,7 @@ class OccFlow(nn.Module):
         self.fusion = TemporalFusion(config.fusion, config.tpv.dim, cells, kernel=config.attention)
         self.refine = Refine(config.refine, config.tpv.dim, config.tpv.factor)
         self.sdf_head = SDFHead(config.heads, config.refine.channels, self.grid)
-        self.flow_head = FlowHead(config.heads, config.refine.channels)
+        self.flow_head = FlowHead(config.heads, config.refine.channels, self.grid)
         self.renderer = Renderer(config.render)
         self.register_buffer("image_mean", torch.tensor(IMAGENET_MEAN, device="cpu")[:, None, None], persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGENET_STD, device="cpu")[:, None, None], persistent=False)
@@ -66,11 +67,24 @@ class OccFlow(nn.Module):
     ) -> Fields:
         """Fields from what `lift_queue` gives, or `lift` gave for each keyframe earlier: fusion, refinement, heads."""
         refined = self.refine(self.fusion(volumes, current_from_ref))
+        pixel_depth = None
         if self.depth_lift is not None:
-            refined = refined + self.depth_lift(finest, rig)
+            lifted, pixel_depth = self.depth_lift(finest, rig)
+            refined = refined + lifted
         # Under autocast the decoders answer in half precision, in which a distance of 30 m has steps of 0.125 m.
         sdf, flow = (head(refined).to(self.image_mean.dtype) for head in (self.sdf_head, self.flow_head))
-        return Fields(sdf=sdf, flow=flow, grid=self.grid)
+        return Fields(sdf=sdf, flow=flow, grid=self.grid, pixel_depth=pixel_depth)
+
+    def pixel_depth(self, frames: FrameInput) -> PixelDepth:
+        """Depths that the current keyframe's images suggest, cell by cell, without building the volume.
+
+        Raises:
+            ValueError: the network has no depth-aware lifting.
+        """
+        if self.depth_lift is None:
+            raise ValueError("this network predicts no depth per pixel; set model.depth_lift.bins")
+        levels, rig = self.look(_keyframes(frames, frames.images.shape[1] - 1, frames.images.shape[1]))
+        return self.depth_lift.head(levels[0], rig)[0]
 
     def lift_queue(
         self, frames: FrameInput
@@ -92,13 +106,17 @@ class OccFlow(nn.Module):
     ) -> tuple[Float[Tensor, "n x y z dim"], Float[Tensor, "views dim _h _w"], CameraRig]:
         """Volumes of all keyframes of all samples, n = batch x queue: backbone, pyramid, TPV encoder; the pyramid's
         finest level; the cameras."""
+        levels, rig = self.look(frames)
+        return self.tpv(levels, rig), levels[0], rig
+
+    def look(self, frames: FrameInput) -> tuple[list[Float[Tensor, "views dim _h _w"]], CameraRig]:
+        """Features of all images of all keyframes (frame-major views), finest first, and the cameras."""
         valid = frames.camera_valid.flatten(0, 1)
         images = self.normalise(frames.images.flatten(0, 1), valid)
         rig = CameraRig.build(
             frames.K.flatten(0, 1), frames.ref_from_cam.flatten(0, 1), valid, (images.shape[-2], images.shape[-1])
         )
-        levels = self.pyramid(self.backbone(images.flatten(0, 1)))
-        return self.tpv(levels, rig), levels[0], rig
+        return self.pyramid(self.backbone(images.flatten(0, 1))), rig
 
     def normalise(self, images: Tensor, valid: Tensor) -> Float[Tensor, "n cams 3 h w"]:
         """Images (n, cams, 3, H, W) to zero mean and unit deviation (ImageNet's); missing cameras become zero."""

@@ -69,8 +69,10 @@ class Batch(_Tensors):
 
     frames: what the network sees. images, K, ref_from_cam, camera_valid: the current keyframe's cameras at render size.
     earlier, later: photometric neighbours. flow_next, flow_back: flow cues, None when the run does not use them.
-    movable: things that could move, None when not used. lidar_points, lidar_valid, lidar_origin: the returns drawn
-    for this step, None for camera-only runs.
+    movable: things that could move, None when not used. lidar_points, lidar_origins: the returns drawn
+    for this step and from where each was measured; lidar_valid: False for padding; lidar_own: False for those of other
+    keyframes. None for camera-only runs. moving_points, moving_motion, moving_weight, moving_valid:
+    spots on movable things and their motion by `lifted_flow`; None where not used.
     """
 
     frames: FrameInput
@@ -85,7 +87,12 @@ class Batch(_Tensors):
     movable: Bool[Tensor, "*batch cameras h w"] | None
     lidar_points: Float[Tensor, "*batch returns 3"] | None
     lidar_valid: Bool[Tensor, "*batch returns"] | None
-    lidar_origin: Float[Tensor, "*batch 3"] | None
+    lidar_own: Bool[Tensor, "*batch returns"] | None
+    lidar_origins: Float[Tensor, "*batch returns 3"] | None
+    moving_points: Float[Tensor, "*batch moving 3"] | None = None
+    moving_motion: Float[Tensor, "*batch moving 2"] | None = None
+    moving_weight: Float[Tensor, "*batch moving 2 2"] | None = None
+    moving_valid: Bool[Tensor, "*batch moving"] | None = None
 
 
 def collate(samples: Sequence[Any]) -> Any:

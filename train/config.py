@@ -51,6 +51,10 @@ class TrainConfig(Section):
     def _consistent(self) -> "TrainConfig":
         if self.rays.strides[0] > self.rays.strides[1]:
             raise ValueError(f"rays.strides are (lowest, highest), got {self.rays.strides}")
+        if self.loss.pixel_depth and not self.model.depth_lift.bins:
+            raise ValueError("loss.pixel_depth needs a network with depth per pixel: set model.depth_lift.bins")
+        if max(self.stage1.image_share, self.stage2.image_share) and not self.loss.pixel_depth:
+            raise ValueError("image_share trains on loss.pixel_depth alone: give that a weight, or set image_share=0")
         return self
 
 

@@ -7,7 +7,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from geometry.cameras import scale_intrinsics
-from geometry.grid import VoxelGrid
 from model.fields import FrameInput
 from storage.queue import queue_keyframes
 from storage.reader import StoreReader
@@ -15,6 +14,8 @@ from storage.schema import StoreAttributes
 from train.batch import Batch, FlowTarget, View, collate
 from train.config import TrainConfig
 from train.frames import ByteCache, CachedScene, average_blocks, render_factor
+from train.lidar import Returns, draw_with_neighbours
+from train.lifted_flow import lifted_spots
 from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
 from train.sampler import StepSampler
 from train.selection import Exclusion, marked_frames, needed_cues
@@ -53,20 +54,22 @@ class KeyframeDataset(Dataset[Batch]):
             self._cache = ByteCache(self._cache_bytes)
             self._factor = render_factor(self._reader)
         if name not in self._scenes:
-            self._scenes[name] = CachedScene(self._reader.scene(name), self._cache, self._factor)
+            self._scenes[name] = CachedScene(
+                self._reader.scene(name), self._cache, self._factor, self._attributes.render_size
+            )
         return self._scenes[name]
 
     def _sample(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Batch:
         self._fetch(scene, t)
         queue = scene.queue(t, self.config.model.fusion.history + 1)
         valid = queue["camera_valid"][-1]
-        points, there, origin = self._lidar(scene, t, rng)
+        returns = self._lidar(scene, t, rng)
         earlier, later = self._neighbour(scene, t, "earlier", rng), self._later(scene, t, rng)
         self._fetch_neighbours(scene, earlier, later)
         images = torch.from_numpy(average_blocks(queue["images"][-1], self._factor))
         next_cue = self._flow(scene, "next", t, valid) if "flow_next" in self._cues else None
         back_slot = self.config.data.backward_cue
-        return Batch(
+        batch = Batch(
             frames=FrameInput(**{key: torch.from_numpy(value) for key, value in queue.items()}),
             images=images,
             K=torch.from_numpy(scale_intrinsics(queue["K"][-1], 1 / self._factor, 1 / self._factor)),
@@ -77,10 +80,13 @@ class KeyframeDataset(Dataset[Batch]):
             flow_next=next_cue,
             flow_back=self._flow(scene, back_slot, t, valid) if f"flow_{back_slot}" in self._cues else None,
             movable=self._movable(scene, t, valid) if "masks" in self._cues else None,
-            lidar_points=points,
-            lidar_valid=there,
-            lidar_origin=origin,
+            lidar_points=None if returns is None else returns.points,
+            lidar_valid=None if returns is None else returns.valid,
+            lidar_own=None if returns is None else returns.own,
+            lidar_origins=None if returns is None else returns.origins,
         )
+        self._add_lifted_flow(scene, t, batch, rng)
+        return batch
 
     def _fetch(self, scene: CachedScene, t: int) -> None:
         """Ask for all that is certain to be read of a sample, before the first of it is decoded."""
@@ -168,26 +174,31 @@ class KeyframeDataset(Dataset[Batch]):
         flow[~known[:, None].repeat(2, axis=1)] = 0
         return FlowTarget(flow=torch.from_numpy(flow), known=torch.from_numpy(known), view=view)
 
-    def _lidar(
-        self, scene: CachedScene, t: int, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | tuple[None, None, None]:
-        """Returns inside the volume, `rays.lidar` of them drawn without replacement, padded where there are fewer."""
+    def _lidar(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Returns | None:
+        """The returns that this draw casts, of the keyframe and of those within `rays.lidar_reach` of it."""
         if "lidar" not in self._cues:
-            return None, None, None
-        points, origin = scene.lidar(t)
-        return draw_returns(points, origin, self._grid, self.config.rays.lidar, rng)
+            return None
+        rays = self.config.rays
+        near = range(max(0, t - rays.lidar_reach), min(scene.table.length, t + rays.lidar_reach + 1))
+        others = [k for k in near if k != t and not self._excluded(scene.name, k)]
+        others = [k for k in others if scene.has("lidar", k) and scene.has("masks", k)]
+        return draw_with_neighbours(scene, t, others, self._grid, rays, self.config.data.min_mask_score, rng)
 
-
-def draw_returns(
-    points: np.ndarray, origin: np.ndarray, grid: VoxelGrid, count: int, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`count` of the returns (n, 3) inside the volume: points (count, 3), valid (count,), origin (3,)."""
-    inside = np.flatnonzero(grid.contains(points.astype(np.float64)))
-    chosen = rng.permutation(inside)[:count]
-    drawn, valid = np.zeros((count, 3), dtype=np.float32), np.zeros(count, dtype=bool)
-    drawn[: len(chosen)], valid[: len(chosen)] = points[chosen], True
-    finite = np.nan_to_num(np.asarray(origin, dtype=np.float32))
-    return torch.from_numpy(drawn), torch.from_numpy(valid), torch.from_numpy(finite)
+    def _add_lifted_flow(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
+        """Spots on movable things and their motion, where `loss.lifted_flow` learns from it."""
+        wanted = self.config.loss.lifted_flow and {"lidar", "masks", "flow_next"} <= set(self._cues)
+        if not wanted or batch.flow_next is None:
+            return
+        edge = min(self._grid.voxel_size)
+        score = self.config.data.min_mask_score
+        spots = scene.derived("lifted", t, score, lambda: lifted_spots(scene, t, score, batch, edge))
+        count = self.config.rays.moving
+        chosen = rng.permutation(len(spots))[:count]
+        drawn = np.zeros((count, 9), dtype=np.float32)
+        drawn[: len(chosen)] = spots[chosen]
+        batch.moving_points, batch.moving_motion = torch.from_numpy(drawn[:, :3]), torch.from_numpy(drawn[:, 3:5])
+        batch.moving_weight = torch.from_numpy(drawn[:, 5:]).unflatten(1, (2, 2))
+        batch.moving_valid = torch.arange(count) < len(chosen)
 
 
 def build_loader(

@@ -75,7 +75,7 @@ def frame_motion(reader: StoreReader, name: str, t: int, rule: MotionRule, facto
 
     Points in images without a flow cue, and where the cue knows nothing, count as still: nothing shows that they move.
     """
-    scene = CachedScene(reader.scene(name), ByteCache(0), factor)
+    scene = CachedScene(reader.scene(name), ByteCache(0), factor, reader.attributes.render_size)
     table, lidar = scene.table, reader.scene(name).lidar(t)
     size, interval = reader.attributes.render_size, reader.attributes.keyframe_interval_s
     threshold = rule.pixels * size[1] / rule.reference_width

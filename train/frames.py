@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int16, UInt8
+from jaxtyping import Bool, Float32, Float64, Int16, Int64, UInt8, UInt16
 
+from geometry.cameras import in_image, project, scale_intrinsics
+from geometry.transforms import invert, transform_points
 from storage.errors import CueMissing, StoreError
 from storage.queue import put_planes, queue_arrays
 from storage.reader import SceneReader, StoreReader
@@ -81,9 +83,10 @@ def average_blocks(image: UInt8[np.ndarray, "*any H W"], factor: int) -> UInt8[n
 class CachedScene:
     """One scene's decoded frames. `t` keyframe, `c` camera, `p` sweep slot, as in the store."""
 
-    def __init__(self, scene: SceneReader, cache: ByteCache, factor: int) -> None:
+    def __init__(self, scene: SceneReader, cache: ByteCache, factor: int, render_size: tuple[int, int]) -> None:
         self.name = scene.name
         self.table: SceneTable = scene.table
+        self.render_size = render_size
         self._scene, self._cache, self._factor = scene, cache, factor
 
     def has(self, cue: str, t: int) -> bool:
@@ -128,17 +131,23 @@ class CachedScene:
         return self._cache.get((self.name, "sweep", t, p, c), make)[0]
 
     def movable(self, t: int, c: int, min_score: float) -> Bool[np.ndarray, "h w"]:
-        """Where a movable thing is, at render size (the network-size mask at each render pixel's middle)."""
+        """Where a movable thing is, at render size."""
+        return self._cache.get((self.name, "movable", t, c), lambda: (self.instances(t, c, min_score) > 0,))[0]
+
+    def instances(self, t: int, c: int, min_score: float) -> UInt16[np.ndarray, "h w"]:
+        """Which movable thing is seen, 0 for none, at render size (the network-size mask at each render pixel's
+        middle)."""
         f = self._factor
 
         def make() -> tuple[np.ndarray, ...]:
-            instance = self._scene.masks(t, c)[f // 2 :: f, f // 2 :: f]
-            if min_score <= 0:
-                return (instance > 0,)
-            table = self._scene.mask_table(t, c)
-            return (np.isin(instance, table[table[:, _SCORE] >= min_score, _ID].astype(instance.dtype)),)
+            instance = np.asarray(self._scene.masks(t, c)[f // 2 :: f, f // 2 :: f], dtype=np.uint16)
+            if min_score > 0:
+                table = self._scene.mask_table(t, c)
+                sure = table[table[:, _SCORE] >= min_score, _ID].astype(instance.dtype)
+                instance = np.where(np.isin(instance, sure), instance, np.uint16(0))
+            return (np.ascontiguousarray(instance),)
 
-        return self._cache.get((self.name, "movable", t, c), make)[0]
+        return self._cache.get((self.name, "instances", t, c), make)[0]
 
     def flow(self, slot: str, t: int, c: int, min_confidence: int) -> StoredFlow:
         """Flow cue of a slot; unknown wherever there is no correspondence or too little confidence."""
@@ -161,6 +170,35 @@ class CachedScene:
 
         points, origin = self._cache.get((self.name, "lidar", t), make)
         return points, origin
+
+    def derived(self, what: str, t: int, min_score: float, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `make` works out from the keyframe and its masks, kept like the frames themselves."""
+        return self._cache.get((self.name, what, t, min_score), lambda: (make(),))[0]
+
+    def returns_in_image(
+        self, t: int, c: int
+    ) -> tuple[Float64[np.ndarray, "n 2"], Float64[np.ndarray, " n"], Int64[np.ndarray, " inside"]]:
+        """Where the keyframe's returns (`lidar`) fall in one of its images: render pixels; depth along the camera's
+        axis, metres; the indices of those that are in front of the camera and in the image."""
+        points = self.lidar(t)[0].astype(np.float64)
+        global_from_cam = self.table.camera_global_from_ego[t, c] @ self.table.ego_from_cam[t, c]
+        cam_from_ego = invert(global_from_cam) @ self.table.global_from_ego[t]
+        K = scale_intrinsics(self.table.K[t, c], 1 / self._factor, 1 / self._factor)
+        uv, depth, in_front = project(K, transform_points(cam_from_ego, points))
+        return uv, depth, np.flatnonzero(in_front & in_image(uv, *self.render_size))
+
+    def movable_returns(self, t: int, min_score: float) -> Bool[np.ndarray, " n"]:
+        """Which of the keyframe's returns (`lidar`) lie on a movable thing in one of its camera images."""
+
+        def make() -> np.ndarray:
+            found = np.zeros(len(self.lidar(t)[0]), dtype=bool)
+            for c in np.flatnonzero(self.table.camera_valid[t]):
+                uv, _, inside = self.returns_in_image(t, int(c))
+                u, v = np.floor(uv[inside]).astype(np.int64).T
+                found[inside] |= self.movable(t, int(c), min_score)[v, u]
+            return found
+
+        return self.derived("movable_returns", t, min_score, make)
 
 
 def render_factor(reader: StoreReader) -> int:

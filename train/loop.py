@@ -209,6 +209,7 @@ def _initial_network(config: TrainConfig) -> OccFlow:
 def _trainer_options(config: TrainConfig) -> dict[str, Any]:
     run = config.run
     devices = run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1
+    image_steps = max(config.stage1.image_share, config.stage2.image_share) > 0
     nodes, several = 1, run.devices != 1 and run.accelerator != "cpu" and torch.cuda.device_count() > 1
     if torch.distributed.is_torchelastic_launched():
         # torchrun decides how many processes there are, whatever the configuration says.
@@ -220,7 +221,8 @@ def _trainer_options(config: TrainConfig) -> dict[str, Any]:
         "devices": devices,
         "num_nodes": nodes,
         "precision": run.precision,
-        "strategy": "ddp" if several else "auto",
+        # Steps of the image side alone leave the rest without a gradient.
+        "strategy": ("ddp_find_unused_parameters_true" if image_steps else "ddp") if several else "auto",
         "max_epochs": 1,
         "logger": TensorBoardLogger(save_dir=config.out, name="tensorboard", version=""),
         "enable_checkpointing": False,

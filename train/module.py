@@ -36,6 +36,8 @@ from train.supervise import (
     smooth_depth,
     smooth_flow,
     supervise_flow,
+    supervise_lifted_flow,
+    supervise_pixel_depth,
     supervise_ranges,
 )
 from train.watch import Watch
@@ -84,6 +86,8 @@ class StageModule(pl.LightningModule):
         """One step of the method: predict the fields, render them, see what moves, compare with every cue (eq. 12)."""
         loss, far, generator = self.config.loss, self.config.rays.far_sample, self._generator()
         terms = LossTerms()
+        if self.images_only:
+            return self._image_step(batch, terms)
 
         # From three keyframes to the fields of geometry and motion, and along camera rays to images (eqs. 1-7, 13).
         fields = self.network(batch.frames)
@@ -110,6 +114,9 @@ class StageModule(pl.LightningModule):
                     "flow", flow.total, loss.flow,
                     static=flow.static_rays, dynamic=flow.dynamic_rays, dropped=flow.dropped, gamma=flow.gamma,
                 )  # fmt: skip
+            if batch.moving_points is not None:
+                lifted, spots = supervise_lifted_flow(fields, batch)
+                terms.add("lifted_flow", lifted, loss.lifted_flow, spots=spots)
             terms.add("dreg", calm_static(cast, motion, loss), loss.dreg)
             terms.add("smooth_flow", smooth_flow(cast), loss.smooth_flow)
 
@@ -121,6 +128,8 @@ class StageModule(pl.LightningModule):
             )  # fmt: skip
             terms.add("lidar", ranges, loss.lidar, returns=returns)
             terms.add("lidar_spread", spread, loss.lidar * loss.lidar_spread)
+            if fields.pixel_depth is not None and loss.pixel_depth:
+                terms.add("pixel_depth", supervise_pixel_depth(fields.pixel_depth, batch), loss.pixel_depth)
 
         # A signed distance field, smooth, with matter only where something was seen (eq. 15 and B.6).
         samples = loss.eikonal_samples
@@ -131,7 +140,16 @@ class StageModule(pl.LightningModule):
         terms.add("sparsity_hidden", matter_behind(cast, loss), loss.sparsity_hidden)
 
         total = terms.total()
-        self._record(terms, total, cast, motion)
+        self._record(terms, total)
+        self._record_cast(cast, motion)
+        return total
+
+    def _image_step(self, batch: Batch, terms: LossTerms) -> Float[Tensor, ""]:
+        """A step of a stage's first part: what the current images alone say of depth, without a volume."""
+        predicted = self.network.pixel_depth(batch.frames)
+        terms.add("pixel_depth", supervise_pixel_depth(predicted, batch), self.config.loss.pixel_depth)
+        total = terms.total()
+        self._record(terms, total)
         return total
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -199,6 +217,11 @@ class StageModule(pl.LightningModule):
         return min(1.0, max(self.step / self.total_steps, by_time))
 
     @property
+    def images_only(self) -> bool:
+        """Whether the stage is in its first part, which trains the image side alone (`image_share`)."""
+        return self.config.ablation.lidar and self.progress < self.settings.image_share
+
+    @property
     def _disentangled(self) -> bool:
         return self.stage == 1 or self.config.ablation.dynamic_disentanglement
 
@@ -236,9 +259,11 @@ class StageModule(pl.LightningModule):
         loss = self.config.loss
         return separate_motion(cast, batch, loss.dynamic_pixels * cast.size[1] / loss.reference_width)
 
-    def _record(self, terms: LossTerms, total: Tensor, cast: CameraCast, motion: Motion) -> None:
-        self._unread = terms.log() | {
-            "loss/total": total.detach(),
+    def _record(self, terms: LossTerms, total: Tensor) -> None:
+        self._unread = terms.log() | {"loss/total": total.detach()}
+
+    def _record_cast(self, cast: CameraCast, motion: Motion) -> None:
+        self._unread |= {
             "rays/usable": cast.usable.sum(),
             "rays/dynamic": motion.dynamic.sum(),
             "render/inv_s": self.network.renderer.temperature().detach(),

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from train.module import StageModule
 
-_SHOWN = ("total", "photometric", "flow", "lidar", "dreg")
+_SHOWN = ("total", "photometric", "flow", "lifted_flow", "lidar", "dreg", "pixel_depth")
 LINE_SECONDS = 30.0
 """Time between two lines where there is no terminal: a bar in a batch system's log shows only its end."""
 

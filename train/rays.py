@@ -101,17 +101,17 @@ def camera_rays(
     )
 
 
-def lidar_rays(points: Float[Tensor, "batch rays 3"], origin: Float[Tensor, "batch 3"]) -> tuple[Rays, Tensor]:
-    """Rays from the LiDAR to its returns, all in the ego frame, and the measured ranges (batch, rays) in metres.
+def lidar_rays(points: Float[Tensor, "batch rays 3"], origins: Float[Tensor, "batch rays 3"]) -> tuple[Rays, Tensor]:
+    """Rays from where the LiDAR was to its returns, in the ego frame, and the measured ranges (batch, rays) in metres.
 
     A return at the sensor itself gets an arbitrary direction and range zero. `depth_per_metre` is one: range, not
     depth, is what LiDAR measures.
     """
-    offset = points - origin[:, None]
+    offset = points - origins
     ranges = torch.linalg.vector_norm(offset, dim=-1)
     forward = torch.nn.functional.pad(torch.ones_like(offset[..., :1]), (0, 2))
     directions = torch.where(ranges[..., None] > 0, offset / ranges.clamp_min(1e-6)[..., None], forward)
-    return Rays(origin[:, None].expand_as(offset), directions, torch.ones_like(ranges)), ranges
+    return Rays(origins, directions, torch.ones_like(ranges)), ranges
 
 
 @dataclass

@@ -47,9 +47,11 @@ def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
         cues.append("sweeps")
     if switches.lidar:
         cues.append("lidar")
+        if config.rays.lidar_reach:
+            cues.append("masks")
     if stage == 2 and (switches.flow_supervision or switches.dynamic_disentanglement):
         cues.append("flow_next")
-        if switches.dynamic_disentanglement:
+        if switches.dynamic_disentanglement and "masks" not in cues:
             cues.append("masks")
         if switches.flow_supervision and switches.backward_static_flow:
             cues.append(f"flow_{config.data.backward_cue}")

@@ -83,6 +83,14 @@ class RaysConfig(Section):
     strides: tuple[PositiveInt, PositiveInt] = (4, 8)
     """Lowest and highest stride in render pixels; those that do not fit are not drawn."""
     lidar: PositiveInt = 4096
+    """LiDAR rays."""
+    lidar_reach: NonNegativeInt = 0
+    """Keyframes before and after whose returns are cast too, from where they were measured: they saw what is hidden
+    now. Needs masks, for what moved in between is left out."""
+    lidar_own: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Share of the keyframe's own returns, where others are cast too."""
+    moving: PositiveInt = 512
+    """Spots on movable things whose lifted motion is learned (`loss.lifted_flow`)."""
     far_sample: bool = True
     """Whether the light that passes every sample comes from one more sample, at the exit of the volume (rays that see
     the sky then need no matter); False: weights are shared among the samples in the volume alone."""
@@ -106,12 +114,17 @@ class LossConfig(Section):
     photometric: NonNegativeFloat = 1.0
     flow: NonNegativeFloat = 0.005
     """Per pixel at `reference_width`."""
+    lifted_flow: NonNegativeFloat = 0.0
+    """Second stage: motion of LiDAR returns on movable things as `train.lifted_flow` finds it in the cue, per metre and
+    interval. Needs LiDAR, masks and `flow_next`."""
     dreg: NonNegativeFloat = 0.1
     lidar: NonNegativeFloat = 0.2
     lidar_focus: float = Field(default=0.85, ge=0.0, le=1.0)
     """How much of the squared mean log error the range loss forgives; 1 judges the shape of the scene alone."""
     lidar_spread: NonNegativeFloat = 0.0
     """Weight of every sample's own log error beside the range's (`lidar.spread_loss`); it counts times `lidar`."""
+    pixel_depth: NonNegativeFloat = 0.0
+    """Cross-entropy of each image cell's depth under the returns that fall into it; needs `model.depth_lift`."""
     eikonal: NonNegativeFloat = 0.1
     hessian: NonNegativeFloat = 0.05
     smooth_depth: NonNegativeFloat = 0.02
@@ -163,6 +176,10 @@ class StageConfig(Section):
     geometry_rate: NonNegativeFloat = 1.0
     """Rate of temporal fusion, refine module and SDF head."""
     lr_scale: PositiveFloat = 1.0
+    image_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """This first part of the stage trains the image side alone, on `loss.pixel_depth`: without a volume and without
+    rays a step costs a tenth, and depth that images give away is learned from many more of them. Camera-only runs
+    have no such part."""
     temperature_floor: float | None = None
     """The temperature v may not lie below a bound that rises from where v starts to this value over
     `temperature_span`; None: it is free. A free one falls while ranges are uncertain, for a blurred surface costs less

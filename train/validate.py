@@ -92,8 +92,11 @@ class Validator(pl.Callback):
             self.look(trainer, pl_module)
 
     def look(self, trainer: pl.Trainer, module: StageModule) -> None:
-        """Measure now: log every term as `validation/<term>`, and keep the weights if they are the best so far."""
-        if not trainer.is_global_zero:
+        """Measure now: log every term as `validation/<term>`, and keep the weights if they are the best so far.
+
+        Not while a stage trains the image side alone: its total is of one term.
+        """
+        if not trainer.is_global_zero or module.images_only:
             return
         self._measured = module.step
         with self.average.applied() if self.average is not None else nullcontext():

@@ -37,7 +37,7 @@ class Rays:
         self.of = lru_cache(maxsize=None)(self._of)
 
     def _of(self, name: str, t: int) -> tuple[np.ndarray, np.ndarray]:
-        scene = CachedScene(self.reader.scene(name), self.cache, self.factor)
+        scene = CachedScene(self.reader.scene(name), self.cache, self.factor, self.reader.attributes.render_size)
         size, loss = self.reader.attributes.render_size, self.config.loss
         interval = self.reader.attributes.keyframe_interval_s
         threshold = loss.dynamic_pixels * size[1] / loss.reference_width

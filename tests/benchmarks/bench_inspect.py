@@ -48,7 +48,7 @@ def write_store(path: Path, scenes: int) -> Path:
 def main() -> None:
     """Print a line per store."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keyframes", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--keyframes", type=int, nargs="+", default=[100, 1000], help="Of each store.")
     for keyframes in parser.parse_args().keyframes:
         with tempfile.TemporaryDirectory() as folder:
             store = write_store(Path(folder) / "store.zarr", max(1, keyframes // SCENE))

@@ -11,6 +11,7 @@ from geometry.grid import VoxelGrid
 from geometry.transforms import invert
 from model.config import DepthLiftConfig
 from model.depth_lift import DepthLift
+from model.pixel_depth import DepthBins, PixelDepth
 from model.visibility import CameraRig
 
 GRID = VoxelGrid((0.0, -4.0, -2.0), (20.0, 4.0, 2.0), (20, 8, 4))
@@ -39,18 +40,18 @@ def lift(grid: VoxelGrid = GRID) -> DepthLift:
     return module
 
 
-def wall(depth: float) -> Tensor:
+def wall(depth: float) -> tuple[PixelDepth, Tensor]:
     """What the head would predict if every pixel were sure of a surface at `depth` metres; context 1 and -2."""
     log_depths = torch.linspace(0, math.log(40), 32)
-    logits = -((log_depths - math.log(depth)).abs() * 60)
-    outputs = torch.cat([logits, torch.tensor([1.0, -2.0])])
-    return outputs[None, :, None, None].expand(1, -1, 8, 16)
+    logits = -((log_depths - math.log(depth)).abs() * 60)[None, :, None, None].expand(1, -1, 8, 16)
+    context = torch.tensor([1.0, -2.0])[None, :, None, None].expand(1, -1, 8, 16)
+    return PixelDepth(logits, DepthBins(0.0, math.log(40), 32)), context
 
 
 def test_a_wall_is_where_the_pixels_say() -> None:
     module, cameras = lift(), rig(0.0)
-    module.head.forward = lambda _: wall(8.0)  # type: ignore[method-assign]
-    features = module(torch.zeros(1, 8, 8, 16), cameras)[0]
+    module.head.forward = lambda *_: wall(8.0)  # type: ignore[method-assign]
+    features = module(torch.zeros(1, 8, 8, 16), cameras)[0][0]
     ahead = features[:, 4, 2]
     depths = torch.arange(20) + 0.5
     here, hidden, farther, sign, first, second = ahead[2:].unbind(dim=-1)
@@ -69,19 +70,19 @@ def test_what_no_camera_sees_is_zero() -> None:
     """Behind the only camera, beside its field of view, or with the camera missing."""
     module = lift(VoxelGrid((-20.0, -20.0, -2.0), (20.0, 20.0, 2.0), (20, 20, 2)))
     level = torch.randn(1, 8, 8, 16)
-    seen = module(level, rig(0.0))[0].abs().sum(dim=-1) > 0
+    seen = module(level, rig(0.0))[0][0].abs().sum(dim=-1) > 0
     assert not seen[:10].any()
     assert not seen[12, 0].any()
     assert seen[15, 9:11].all()
-    nothing = module(level, rig(0.0, valid=(False,)))
+    nothing = module(level, rig(0.0, valid=(False,)))[0]
     assert torch.equal(nothing, torch.zeros_like(nothing))
 
 
 def test_cameras_that_both_see_a_voxel_are_averaged() -> None:
     module = lift()
     level = torch.randn(2, 8, 8, 16)
-    together = module(level, rig(0.0, 0.2))[0]
-    alone = [module(level[i : i + 1], rig(yaw))[0] for i, yaw in enumerate((0.0, 0.2))]
+    together = module(level, rig(0.0, 0.2))[0][0]
+    alone = [module(level[i : i + 1], rig(yaw))[0][0] for i, yaw in enumerate((0.0, 0.2))]
     sees = [part.abs().sum(dim=-1) > 0 for part in alone]
     both = sees[0] & sees[1]
     assert both.any()
@@ -93,7 +94,7 @@ def test_cameras_that_both_see_a_voxel_are_averaged() -> None:
 
 def test_the_order_of_cameras_does_not_matter() -> None:
     module, level = lift(), torch.randn(2, 8, 8, 16)
-    assert torch.allclose(module(level, rig(0.0, 1.0)), module(level.flip(0), rig(1.0, 0.0)), atol=1e-5)
+    assert torch.allclose(module(level, rig(0.0, 1.0))[0], module(level.flip(0), rig(1.0, 0.0))[0], atol=1e-5)
 
 
 def test_every_part_learns_and_hostile_poses_stay_finite() -> None:
@@ -101,9 +102,9 @@ def test_every_part_learns_and_hostile_poses_stay_finite() -> None:
     cameras = rig(0.0)
     shifted = cameras._replace(cam_from_ref=invert(torch.eye(4)).repeat(1, 1, 1, 1))
     for one in (cameras, shifted):
-        out = module(level, one)
+        out, _ = module(level, one)
         assert torch.isfinite(out).all()
-    module(level, cameras).square().sum().backward()
+    module(level, cameras)[0].square().sum().backward()
     assert level.grad is not None
     assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in module.parameters())
 

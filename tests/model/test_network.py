@@ -9,9 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from geometry.grid import VoxelGrid
 from geometry.transforms import invert, yaw_transform
-from model.config import FusionKind, GridConfig, ModelConfig, TPVConfig
+from model.config import FusionKind, GridConfig, HeadConfig, ModelConfig, TPVConfig
 from model.fields import FrameInput
+from model.heads import FlowHead
 from model.network import OccFlow
 
 
@@ -175,3 +177,16 @@ def test_configurations_refuse_what_does_not_fit() -> None:
         ModelConfig(tpv=TPVConfig(factor=3))
     with pytest.raises(ValidationError, match="extra"):
         ModelConfig.model_validate({"backbon": {}})
+
+
+def test_flow_may_depend_on_the_place_alone() -> None:
+    """With `flow_position` equal features have different flow at different voxels, without it they have not."""
+    grid = VoxelGrid((0.0, -4.0, -2.0), (8.0, 4.0, 2.0), (8, 8, 4))
+    features = torch.ones(2, 8, 8, 4, 6)
+    told = FlowHead(HeadConfig(hidden=8, flow_position=True, flow_init_std=1.0), 6, grid)(features)
+    alone = FlowHead(HeadConfig(hidden=8, flow_init_std=1.0), 6, grid)(features)
+    assert told.shape == alone.shape == (2, 8, 8, 4, 2)
+    assert torch.equal(alone, alone[:, :1, :1, :1].expand_as(alone))
+    assert not torch.allclose(told[:, 0], told[:, -1])
+    assert not torch.allclose(told[:, :, 0], told[:, :, -1])
+    assert torch.equal(told[0], told[1])

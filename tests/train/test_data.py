@@ -15,7 +15,8 @@ from storage.reader import SceneReader, StoreReader
 from storage.store import CueStore, UnitId
 from train.batch import Batch, collate
 from train.config import ConfigError, TrainConfig
-from train.data import KeyframeDataset, build_loader, draw_returns
+from train.data import KeyframeDataset, build_loader
+from train.lidar import draw_returns
 from train.neighbours import Neighbour, candidates, draw_neighbour
 from train.selection import Exclusion, training_frames
 from train.settings import NeighbourConfig
@@ -202,10 +203,10 @@ def test_returns_are_those_inside_the_volume(tiny_config: Make) -> None:
     grid = tiny_config().model.grid.build()
     rng = np.random.default_rng(0)
     points = np.array([[1.0, 2.0, 0.5], [100.0, 0.0, 0.0], [3.0, 0.0, 0.0]], dtype=np.float32)
-    drawn, valid, _ = draw_returns(points, np.zeros(3), grid, 5, rng)
+    drawn, valid, *_ = draw_returns(points, np.zeros(3), grid, 5, rng)
     assert valid.tolist() == [True, True, False, False, False]
     assert sorted(drawn[valid][:, 0].tolist()) == [1.0, 3.0]
-    drawn, valid, _ = draw_returns(points[:0], np.full(3, np.nan), grid, 5, rng)
+    drawn, valid, *_ = draw_returns(points[:0], np.full(3, np.nan), grid, 5, rng)
     assert not valid.any()
     assert torch.isfinite(drawn).all()
 

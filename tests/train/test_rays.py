@@ -85,7 +85,7 @@ def test_ego_motion_round_trip() -> None:
 
 def test_lidar_rays_reach_their_returns() -> None:
     points = torch.tensor([[[3.0, 4.0, 1.0], [0.0, 0.0, 1.0]]])
-    rays, ranges = lidar_rays(points, torch.tensor([[0.0, 0.0, 1.0]]))
+    rays, ranges = lidar_rays(points, torch.tensor([0.0, 0.0, 1.0]).expand(1, 2, 3))
     assert ranges.tolist() == [[5.0, 0.0]]
     assert rays.directions[0, 0].tolist() == pytest.approx([0.6, 0.8, 0.0])
     assert math.isclose(float(torch.linalg.vector_norm(rays.directions[0, 1])), 1.0)

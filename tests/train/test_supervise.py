@@ -243,7 +243,9 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
     renderer = Renderer(config.model.render.model_copy(update={"temperature_v": 0.3, "samples": 96}))
     y = torch.linspace(-6, 6, 128)
     batch.lidar_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
-    batch.lidar_valid = torch.ones(1, 128, dtype=torch.bool)
+    batch.lidar_valid = batch.lidar_own = torch.ones(1, 128, dtype=torch.bool)
+    assert batch.lidar_origins is not None
+    batch.lidar_origins = batch.lidar_origins[:, :128]
     losses, spreads = {}, {}
     weights = config.loss.model_copy(update={"lidar_spread": 1.0})
     with torch.no_grad():
@@ -255,7 +257,7 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
             )
             assert count == 128
             losses[x], spreads[x] = loss.item(), spread.item()
-        rays, measured = lidar_rays(batch.lidar_points, batch.lidar_origin)
+        rays, measured = lidar_rays(batch.lidar_points, batch.lidar_origins)
         ranges = cast_ranges(
             wall_fields(config, 10.0), renderer, rays, jitter=torch.zeros(1, 128), step=10**6, far_sample=True
         ).range

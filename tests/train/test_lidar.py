@@ -1,0 +1,114 @@
+"""Returns of the keyframe and of its neighbours: where they are, where they were measured, what moves is left out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from geometry.transforms import invert, transform_points
+from train.config import TrainConfig
+from train.data import KeyframeDataset
+from train.lidar import Returns, draw_returns, passes_near, thinned
+
+Make = Callable[..., TrainConfig]
+
+
+def with_reach(tiny_config: Make, reach: int, **rays: float) -> TrainConfig:
+    return tiny_config(rays={"lidar": 600, "lidar_reach": reach, **rays})
+
+
+def returns_at(config: TrainConfig, t: int) -> Returns:
+    """The returns of a sample."""
+    sample = KeyframeDataset(config, 1, [("a", t)], 0)[0, 0]
+    fields = (sample.lidar_points, sample.lidar_valid, sample.lidar_own, sample.lidar_origins)
+    points, valid, own, origins = (field for field in fields if field is not None)
+    return Returns(points, valid, own, origins)
+
+
+def test_without_reach_all_returns_are_the_keyframes(world: Any, tiny_config: Make) -> None:
+    sample = returns_at(with_reach(tiny_config, 0), 2)
+    assert sample.own.all()
+    _, origin = world.lidar(2)
+    assert torch.allclose(sample.origins, torch.from_numpy(origin).expand(600, 3))
+
+
+def test_neighbours_returns_lie_on_the_same_walls(world: Any, tiny_config: Make) -> None:
+    """Cast again in the world as it is now, from where they were measured, they meet the same surface: what stands."""
+    sample = returns_at(with_reach(tiny_config, 2), 2)
+    others = (sample.valid & ~sample.own).numpy()
+    assert others.sum() > 150
+    assert 250 < int((sample.valid & sample.own).sum()) <= 300
+    pose = world.ego(2 * 0.5)
+    points, origins = (x.numpy()[others].astype(np.float64) for x in (sample.points, sample.origins))
+    assert len(np.unique(origins.round(3), axis=0)) == 4
+    start = transform_points(pose, origins)
+    along = transform_points(pose, points) - start
+    share, kind = world.cast(start, along, 1.0)
+    assert np.abs(share - 1).max() < 1e-3
+    assert (kind == 0).all()
+
+
+def test_origins_are_where_the_lidar_was(world: Any, tiny_config: Make) -> None:
+    sample = returns_at(with_reach(tiny_config, 1), 0)
+    _, there = world.lidar(1)
+    expected = transform_points(invert(world.ego(0.0)) @ world.ego(0.5), there[None].astype(np.float64))[0]
+    found = sample.origins[~sample.own].numpy()
+    assert np.abs(found - expected).max() < 1e-4
+
+
+def test_excluded_keyframes_give_no_returns(tiny_config: Make) -> None:
+    config = with_reach(tiny_config, 1)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"exclude": ("a:1", "a:3")})})
+    sample = returns_at(config, 2)
+    assert sample.own.all()
+
+
+def test_reach_asks_for_masks(tiny_config: Make) -> None:
+    from train.selection import needed_cues
+
+    assert "masks" not in needed_cues(with_reach(tiny_config, 0), 1)
+    assert "masks" in needed_cues(with_reach(tiny_config, 1), 1)
+    assert needed_cues(with_reach(tiny_config, 1), 2).count("masks") == 1
+
+
+def test_passing_by_hand() -> None:
+    """From the origin to (10, 0, 0): an obstacle beside the ray, beyond its end, behind its start, at its end."""
+    points, origin = np.array([[10.0, 0, 0]], np.float32), np.zeros(3)
+    for obstacle, expected in (((5, 0.9, 0), True), ((5, 1.1, 0), False), ((11.2, 0, 0), False), ((-1.2, 0, 0), False),
+                               ((10.5, 0, 0), True)):  # fmt: skip
+        assert passes_near(points, origin, np.array([obstacle], np.float32), 1.0).tolist() == [expected]
+    assert not passes_near(points, origin, np.zeros((0, 3), np.float32), 1.0).any()
+    # A return at the sensor itself has no direction.
+    assert passes_near(np.zeros((1, 3), np.float32), origin, np.array([[0.5, 0, 0]], np.float32), 1.0).all()
+
+
+def test_passing_against_a_slow_version() -> None:
+    rng = np.random.default_rng(0)
+    points, obstacles = rng.uniform(-10, 10, (50, 3)), rng.uniform(-10, 10, (7, 3))
+    origin = np.array([1.0, -2.0, 0.5])
+    steps = origin + np.linspace(0, 1, 4001)[:, None, None] * (points - origin)
+    nearest = np.linalg.norm(steps[:, :, None] - obstacles, axis=-1).min(axis=(0, 2))
+    near = passes_near(points.astype(np.float32), origin, obstacles.astype(np.float32), 2.0)
+    sure = np.abs(nearest - 2.0) > 0.01
+    assert sure.sum() > 40
+    assert (near == (nearest < 2.0))[sure].all()
+    assert 0 < near.sum() < 50
+
+
+def test_thinning_keeps_one_point_a_cube() -> None:
+    points = np.array([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.6, 0.1, 0.1], [-0.1, 0.1, 0.1]], np.float32)
+    assert thinned(points, 0.5).shape == (3, 3)
+    assert thinned(np.zeros((0, 3), np.float32), 0.5).shape == (0, 3)
+
+
+def test_draw_pads_and_marks(tiny_config: Make) -> None:
+    grid = tiny_config().model.grid.build()
+    middle = (np.array(grid.lower) + np.array(grid.upper)) / 2
+    points = np.stack([middle, middle + 1000.0]).astype(np.float32)
+    drawn = draw_returns(points, np.array([np.nan, 0, 0]), grid, 4, np.random.default_rng(0), own=False)
+    assert drawn.valid.tolist() == [True, False, False, False]
+    assert not drawn.own.any()
+    assert torch.isfinite(drawn.origins).all()
+    assert drawn.points[0].numpy() == pytest.approx(middle)

@@ -1,0 +1,221 @@
+"""What the flow cue and the next keyframe's returns say of the motion of LiDAR returns on movable things.
+
+With its depth measured, two pixels of flow give two metres of motion, but hardly any of them along the view: there the
+depth of what is seen where the flow ends tells. What most cars do, drive along the road that the car looks along, is
+known by that alone.
+
+A rendered ray does not know how far its surface is: a flow that it learns makes up for the depth that is still wrong
+(eq. 9 on a surface that is too far away asks for motion where there is none), and near things, with their many pixels
+of flow, drown all others. A return knows its depth, and its motion can be weighed in metres. Not in the paper.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int16, UInt16
+
+from geometry.cameras import in_image, project
+from geometry.transforms import invert, transform_points
+from storage.schema import FLOW_SCALE
+from train.batch import Batch
+from train.frames import CachedScene
+
+PRIOR_M = 3.0
+"""Motion per interval that is thought likely, metres: what pixels do not show (motion along the view) is near zero."""
+NOISE_WIDTHS = 1 / 176
+"""Error of a flow cue that is thought likely, in image widths."""
+WORST_FIT_WIDTHS = 2 / 176
+"""A return whose cue no motion explains better than this is left out."""
+FASTEST_M = 25.0
+"""Metres per interval; a solution beyond is a wrong match."""
+ITERATIONS = 6
+DEPTH_NOISE_M = 0.5
+"""Error that is thought likely of the depth where a flow ends: another point of the same thing."""
+NEAR_WIDTHS = 2 / 176
+"""So near to where a flow ends a return tells its depth, image widths."""
+THING_M = 4.0
+"""Returns this much farther or nearer than the nearer quarter of a mask's are of what lies behind or before it."""
+PATCH_M = 2.0
+"""Edge of the cubes that move as one: about a car's width."""
+
+
+class Ending(NamedTuple):
+    """Returns on movable things in the image where flow ends: pixels and depth along the camera's axis, metres."""
+
+    pixels: Float64[np.ndarray, "m 2"]
+    depth: Float64[np.ndarray, " m"]
+
+
+class Lifted(NamedTuple):
+    """Motion of n points, metres per interval, and what it is known by: a motion that is off by e is off by
+    sqrt(eᵀ information e) likely errors of what was measured."""
+
+    points: Float64[np.ndarray, "n 3"]
+    motion: Float64[np.ndarray, "n 2"]
+    information: Float64[np.ndarray, "n 2 2"]
+
+
+def lifted_spots(scene: CachedScene, t: int, min_mask_score: float, sample: Batch, spot_m: float) -> np.ndarray:
+    """Spots on movable things of a keyframe, from its returns and the cues of its sample.
+
+    Returns:
+        float32 (spots, 9): x, y, z in the reference ego frame, metres; motion x, y, metres per interval; the four
+        entries of a matrix A. A motion that is off by e costs sqrt(eᵀ A e) metres: its length in the direction that the
+        images show best, less where they show little, nothing along the view.
+    """
+    assert sample.flow_next is not None
+    points, _ = scene.lidar(t)
+    view, parts = sample.flow_next.view, []
+    for c in np.flatnonzero(sample.camera_valid.numpy() & view.valid.numpy()):
+        end = scene.flow("next", t, int(c), 0)
+        ending = things_seen(scene, end.target_frame, int(c), min_mask_score) if end.target_sweep < 0 else None
+        lifted = lift_flow(
+            points.astype(np.float64),
+            sample.ref_from_cam[c].double().numpy(),
+            sample.K[c].double().numpy(),
+            scene.instances(t, int(c), min_mask_score),
+            sample.flow_next.flow[c].numpy(),
+            sample.flow_next.known[c].numpy(),
+            view.cam_from_ref[c].double().numpy(),
+            view.K[c].double().numpy(),
+            float(view.interval[c]),
+            ending,
+        )
+        parts.append(lifted)
+    if not parts:
+        return np.zeros((0, 9), dtype=np.float32)
+    spots = in_patches(Lifted(*(np.concatenate(column) for column in zip(*parts, strict=True))), spot_m)
+    most = np.linalg.eigvalsh(spots.information)[:, -1]
+    weight = spots.information / (most + 1)[:, None, None]
+    return np.concatenate([spots.points, spots.motion, weight.reshape(-1, 4)], axis=1).astype(np.float32)
+
+
+def things_seen(scene: CachedScene, t: int, c: int, min_mask_score: float) -> Ending | None:
+    """The returns of a keyframe on movable things in one of its images; None where it lacks returns or masks."""
+    if not (scene.has("lidar", t) and scene.has("masks", t)):
+        return None
+    instances = scene.instances(t, c, min_mask_score)
+    uv, depth, inside = scene.returns_in_image(t, c)
+    u, v = np.floor(uv[inside]).astype(np.int64).T
+    on = on_things(instances[v, u], depth[inside])
+    return Ending(uv[inside][on], depth[inside][on])
+
+
+def lift_flow(
+    points: Float64[np.ndarray, "n 3"],
+    ref_from_cam: Float64[np.ndarray, "4 4"],
+    K: Float64[np.ndarray, "3 3"],
+    instances: UInt16[np.ndarray, "h w"],
+    flow: Int16[np.ndarray, "2 h w"],
+    known: Bool[np.ndarray, "h w"],
+    target_from_ref: Float64[np.ndarray, "4 4"],
+    target_K: Float64[np.ndarray, "3 3"],
+    interval: float,
+    ending: Ending | None = None,
+) -> Lifted:
+    """Horizontal motion of the points on one camera's movable things that a cue explains.
+
+    Minimises, by Gauss-Newton, the squares of landed - seen - cue, in likely errors of a cue, of how far the point's
+    depth in the target image is from that of the things returned there, and of the motion itself, in likely motions.
+    `seen` is where the point falls now, `landed` where it falls after `interval` intervals of motion.
+
+    Args:
+        points: reference ego frame, metres.
+        instances: which movable thing a pixel shows, 0 for none.
+        flow, known: the cue in 1 / FLOW_SCALE pixels, and where there is one.
+    """
+    height, width = instances.shape
+    seen, depth, in_front = project(K, transform_points(invert(ref_from_cam), points))
+    inside = np.flatnonzero(in_front & in_image(seen, height, width))
+    u, v = np.floor(seen[inside]).astype(np.int64).T
+    inside = inside[known[v, u] & on_things(instances[v, u], depth[inside])]
+    if interval == 0:
+        inside = inside[:0]
+    u, v = np.floor(seen[inside]).astype(np.int64).T
+    goal = seen[inside] + flow[:, v, u].T.astype(np.float64) / FLOW_SCALE
+    noise = NOISE_WIDTHS * width
+    depth_goal = depth_at(goal, ending, NEAR_WIDTHS * width)
+    told = np.isfinite(depth_goal)
+    place, found = points[inside], np.zeros((len(inside), 2))
+    prior = np.eye(2) / PRIOR_M**2
+
+    def measured(motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is off, (n, 3) in likely errors, and its slope by the motion (n, 3, 2)."""
+        landed, slope = _land(place, motion, target_from_ref, target_K, interval)
+        off = landed - np.column_stack([goal, np.where(told, depth_goal, landed[:, 2])])
+        scale = np.column_stack([np.full((len(off), 2), 1 / noise), np.where(told, 1 / DEPTH_NOISE_M, 0.0)])
+        return off * scale, slope * scale[..., None]
+
+    for _ in range(ITERATIONS):
+        off, slope = measured(found)
+        back = slope.transpose(0, 2, 1)
+        gradient = (back @ off[..., None])[..., 0] + found @ prior
+        found = found - np.linalg.solve(back @ slope + prior, gradient[..., None])[..., 0]
+        found = np.clip(found, -FASTEST_M, FASTEST_M)
+    off, slope = measured(found)
+    fits = np.abs(off[:, :2]).max(axis=1) < WORST_FIT_WIDTHS / NOISE_WIDTHS
+    fits &= (np.abs(found) < FASTEST_M).all(axis=1)
+    return Lifted(place[fits], found[fits], (slope.transpose(0, 2, 1) @ slope)[fits])
+
+
+def depth_at(goal: Float64[np.ndarray, "n 2"], ending: Ending | None, near: float) -> Float64[np.ndarray, " n"]:
+    """Median depth of the returns closer than `near` pixels to each goal, metres; nan where there is none."""
+    depth = np.full(len(goal), np.nan)
+    if ending is None or not len(ending.depth) or not len(goal):
+        return depth
+    close = ((goal[:, None] - ending.pixels[None]) ** 2).sum(axis=-1) < near**2
+    some = close.any(axis=1)
+    depth[some] = np.nanmedian(np.where(close[some], ending.depth[None], np.nan), axis=1)
+    return depth
+
+
+def on_things(instance: UInt16[np.ndarray, " n"], depth: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which points lie on the thing whose mask they fall into, and not on what is seen past its edge."""
+    found = np.zeros(len(instance), dtype=bool)
+    for name in np.unique(instance[instance > 0]):
+        of_it = instance == name
+        found |= of_it & (np.abs(depth - np.quantile(depth[of_it], 0.25)) < THING_M)
+    return found
+
+
+def _land(
+    points: np.ndarray, motion: np.ndarray, target_from_ref: np.ndarray, K: np.ndarray, interval: float
+) -> tuple[Float64[np.ndarray, "n 3"], Float64[np.ndarray, "n 3 2"]]:
+    """Pixel and depth of moved points in the target image, and the derivative of that by their motion; far away with no
+    slope for points that end up behind it."""
+    moved = points.copy()
+    moved[:, :2] += motion * interval
+    there = transform_points(target_from_ref, moved)
+    ahead = there[:, 2] > 0.1
+    depth = np.where(ahead, there[:, 2], 1.0)
+    uv = there[:, :2] / depth[:, None]
+    rotation = target_from_ref[:3, :2] * interval
+    slope = (rotation[None, :2] - uv[..., None] * rotation[None, 2:]) / depth[:, None, None]
+    pixels, slope = uv @ K[:2, :2].T + K[:2, 2], K[:2, :2] @ slope
+    landed = np.column_stack([np.where(ahead[:, None], pixels, 1e6), there[:, 2]])
+    slope = np.concatenate([slope, np.broadcast_to(rotation[2:], (len(points), 1, 2))], axis=1)
+    return landed, np.where(ahead[:, None, None], slope, 0.0)
+
+
+def in_patches(lifted: Lifted, spot_m: float) -> Lifted:
+    """One point per cube of `spot_m` metres, with the motion that explains its cube of PATCH_M metres best.
+
+    Near things have many returns, and single ones are wrong: within a patch squared errors count up to a likely
+    error, beyond it absolute ones (three rounds of reweighting, from the median).
+    """
+    if not len(lifted.points):
+        return lifted
+    _, patch = np.unique(np.floor(lifted.points / PATCH_M).astype(np.int64), axis=0, return_inverse=True)
+    patch = patch.reshape(-1)
+    prior = np.eye(2) / PRIOR_M**2
+    motion = np.stack([np.median(lifted.motion[patch == k], axis=0) for k in range(patch.max() + 1)])
+    for _ in range(3):
+        off = (lifted.motion - motion[patch])[..., None]
+        errors = np.sqrt((off.transpose(0, 2, 1) @ lifted.information @ off)[:, 0, 0].clip(0))
+        weighed = lifted.information / np.maximum(errors, 1)[:, None, None]
+        information, pull = np.zeros((len(motion), 2, 2)), np.zeros((len(motion), 2, 1))
+        np.add.at(information, patch, weighed)
+        np.add.at(pull, patch, weighed @ lifted.motion[..., None])
+        motion = np.linalg.solve(information + prior, pull)[..., 0]
+    _, first = np.unique(np.floor(lifted.points / spot_m).astype(np.int64), axis=0, return_index=True)
+    return Lifted(lifted.points[first], motion[patch[first]], information[patch[first]])
