@@ -1,6 +1,8 @@
 """`occflow inspect`: the label-quality page and its JSON twin, one image as a full-size sheet, or the whole store
 served on this machine."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,9 @@ def inspect(
     seed: Annotated[int | None, typer.Option(min=0, help="Of the sample.")] = None,
     scenes: Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")] = None,
     against: Annotated[str | None, typer.Option(help="Another store to compare with, frame by frame.")] = None,
+    rrd: Annotated[
+        Path | None, typer.Option(help="Also write the sample as Rerun recordings, one per scene, into this folder.")
+    ] = None,
     exclude: Annotated[
         Path | None, typer.Option(help="Write keyframes that checks with `exclude` reject here.")
     ] = None,
@@ -35,6 +40,7 @@ def inspect(
 ) -> None:
     """Whether a store's labels can be trained on: checks, a page that shows where they fail, marks that exclude."""
     from eval.inspection.report import beside, make_report
+    from eval.inspection.rerun_export import export_recordings, rerun_sdk
     from eval.inspection.settings import load_settings
 
     given: dict[str, Any] = {"sample": sample, "every": every or None, "seed": seed, "scenes": names(scenes)}
@@ -42,14 +48,15 @@ def inspect(
     if scene is not None or frame is not None:
         _sheets(store, settings, folder, scene, frame, camera)
         return
-    with Progress(console=out, transient=True) as bar:
-        task = bar.add_task("inspect", total=None)
-
-        def tick(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    if rrd is not None:
+        rerun_sdk()  # whoever lacks it is told before the inspection, not after
+    with _bar("inspect") as tick:
         made = make_report(store, folder, settings, against, tick)
     _show(made.inspection.result)
+    if rrd is not None:
+        with _bar("record") as tick:
+            paths = export_recordings(made.inspection.inspector, made.inspection.frames, rrd, tick)
+        say(f"{len(paths)} recordings in {rrd}; next: rerun {paths[0]}")
     if exclude is not None:
         _exclude(made.inspection, exclude)
     say(f"{made.page}, {made.twin}")
@@ -57,6 +64,14 @@ def inspect(
         _serve(made, folder, host, port)
         return
     say(f"next: open {made.page}, or occflow inspect {store} --serve")
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar while the work inside lasts; gives the function that moves it."""
+    with Progress(console=out, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -118,7 +133,7 @@ def _sheets(store: str, settings: Any, folder: Path, scene: str | None, frame: i
 def _serve(made: Any, folder: Path, host: str, port: int) -> None:
     from eval.inspection.serve import make_server
 
-    server = make_server(made.inspection, made.cards, folder, host, port)
+    server = make_server(made.inspection, made.drawn, folder, host, port)
     address = f"http://{host}:{server.server_address[1]}/"
     say(f"{address} (report), {address}browse (every keyframe); marks go to {folder / 'exclusions.json'}; Ctrl+C ends")
     try:

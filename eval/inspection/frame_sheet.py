@@ -43,7 +43,7 @@ def value_lines(values: list[Measured], camera: int, settings: InspectionSetting
                 if not np.isnan(value):
                     check = BY_NAME[name]
                     mark = " (BAD)" if settings.bad(check, value) else ""
-                    words.append(f"{check.title}: {value:.3g} {check.unit}{mark}")
+                    words.append(f"{check.title}: {value:.3g} {check.values.unit}{mark}")
     return ["      ".join(words[k : k + 3]) for k in range(0, len(words), 3)]
 
 

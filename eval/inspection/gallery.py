@@ -11,13 +11,30 @@ from PIL import Image
 
 from eval.inspection.layers import LAYERS, fitted, legend
 from eval.inspection.measure import RIG, Measured
-from eval.inspection.run import Inspection
+from eval.inspection.run import Inspection, Inspector
 from eval.inspection.views import View
 from storage.errors import StoreError
 from storage.exclusions import fingerprints
 
 THUMBNAILS = ("image", "flow", "after warping", "masks", "LiDAR depth", "static residual")
+_TELLING = {
+    "flow_valid": "flow",
+    "flow_confidence": "flow",
+    "flow_round_trip": "flow",
+    "photometric": "after warping",
+    "static_bias": "static residual",
+    "static_scatter": "static residual",
+    "truth_flow": "flow",
+    "truth_depth": "LiDAR depth",
+    "truth_masks": "masks",
+}
 _ORDER = {"fail": 0, "warn": 1, "pass": 2, "none": 3}
+
+
+def telling_layer(check: str) -> str:
+    """The layer in which a failure of this check shows best."""
+    kind = {"mask": "masks", "lidar": "LiDAR depth"}.get(check.partition("_")[0], "image")
+    return _TELLING.get(check, kind)
 
 
 def cards(inspection: Inspection, pictures: bool = True) -> list[dict[str, Any]]:
@@ -43,7 +60,8 @@ def _worst(inspection: Inspection) -> list[tuple[str, str, str, int, int]]:
     while len(found) < inspection.inspector.settings.worst and any(queues.values()):
         for name, queue in queues.items():
             while queue:
-                place = _place(inspection, queue.pop(0))
+                entry = queue.pop(0)
+                place = standing_for(inspection.inspector, entry["scene"], entry["t"], entry["camera"])
                 if place is not None and place not in seen:
                     seen.add(place)
                     found.append(("worst", name, *place))
@@ -53,12 +71,11 @@ def _worst(inspection: Inspection) -> list[tuple[str, str, str, int, int]]:
     return found
 
 
-def _place(inspection: Inspection, entry: dict[str, Any]) -> tuple[str, int, int] | None:
+def standing_for(inspector: Inspector, scene: str, t: int, camera: int) -> tuple[str, int, int] | None:
     """A camera image that stands for a value: of a keyframe the first camera, of a scene its middle keyframe."""
-    scene, t, camera = entry["scene"], entry["t"], entry["camera"]
     if not scene:
         return None
-    table = inspection.inspector.reader.scene(scene).table
+    table = inspector.reader.scene(scene).table
     if t == RIG:
         t = table.length // 2
     valid = np.flatnonzero(table.camera_valid[t])
@@ -92,6 +109,7 @@ def _card(
     return {
         "why": why,
         "check": check,
+        "layer": telling_layer(check),
         "scene": view.scene.name,
         "t": view.t,
         "token": view.scene.table.tokens[view.t],

@@ -1,52 +1,12 @@
-"""Checks of LiDAR: coverage, levelness, and whether its depth edges fall on edges of the image."""
-
-from dataclasses import dataclass
+"""Checks of LiDAR: levelness, and whether its depth edges fall on edges of the image."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-SECTORS = 36
 AZIMUTH_DEG, ELEVATION_DEG = 0.4, 0.8
 """Cells of the range image that neighbours are found in."""
 SHIFTS_DEG = np.linspace(-2.5, 2.5, 41)
 """Sideways shifts that alignment tries, degrees."""
-
-
-@dataclass(frozen=True)
-class SweepShape:
-    """Extent of one sweep: points, filled azimuth sectors of `SECTORS`, elevation span (degrees, 2 % to 98 %), and
-    the range (metres) that 5 % of the points exceed."""
-
-    points: int
-    sectors: int
-    elevation_deg: float
-    range_m: float
-
-    def ratios(self, usual: "SweepShape") -> float:
-        """The lowest of the four in relation to a usual sweep; 1 is usual."""
-        own = (self.points, self.sectors, self.elevation_deg, self.range_m)
-        theirs = (usual.points, usual.sectors, usual.elevation_deg, usual.range_m)
-        return float(min(a / max(b, 1e-6) for a, b in zip(own, theirs, strict=True)))
-
-
-def sweep_shape(points: Float[np.ndarray, "n 3"], origin: Float[np.ndarray, "3"]) -> SweepShape:
-    """Extent of a sweep's points (ego frame, metres) around the sensor."""
-    if not len(points):
-        return SweepShape(0, 0, 0.0, 0.0)
-    ray = points - origin
-    distance = np.linalg.norm(ray, axis=1)
-    azimuth = np.degrees(np.arctan2(ray[:, 1], ray[:, 0])) % 360
-    elevation = np.degrees(np.arcsin(ray[:, 2] / np.maximum(distance, 1e-6)))
-    low, high = np.quantile(elevation, [0.02, 0.98])
-    sectors = len(np.unique((azimuth * SECTORS / 360).astype(int)))
-    return SweepShape(len(points), sectors, float(high - low), float(np.quantile(distance, 0.95)))
-
-
-def usual_shape(shapes: list[SweepShape]) -> SweepShape:
-    """The medians of several sweeps."""
-    fields = ("points", "sectors", "elevation_deg", "range_m")
-    middle = [float(np.median([getattr(shape, name) for shape in shapes])) for name in fields]
-    return SweepShape(int(middle[0]), int(middle[1]), middle[2], middle[3])
 
 
 def ground_tilt(points: Float[np.ndarray, "n 3"], radius_m: float = 25.0, cell_m: float = 2.0) -> float:

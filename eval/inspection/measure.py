@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.inspection import flow_checks, image_checks, lidar_checks, mask_checks, table_checks
 from eval.inspection.ego_motion import binned
-from eval.inspection.lidar_checks import SweepShape
+from eval.inspection.lidar_extent import UsualExtent, sweep_extent
 from eval.inspection.views import Keyframe, View
 from eval.labels import mask_figures
 from geometry.cameras import in_image, project
@@ -51,7 +51,7 @@ def measure_table(scene: str, table: SceneTable, usual_offset_ms: np.ndarray) ->
             yield Measured(scene, t, int(c), {"camera_offset": off, "pose_time": abs(float(times[t, c]))})
 
 
-def measure_keyframe(keyframe: Keyframe, cues: tuple[str, ...], usual: SweepShape | None) -> Iterator[Measured]:
+def measure_keyframe(keyframe: Keyframe, cues: tuple[str, ...], usual: UsualExtent | None) -> Iterator[Measured]:
     """Everything that needs pixels or points: the keyframe itself first, then each of its cameras.
 
     Args:
@@ -75,11 +75,13 @@ def _coverage(keyframe: Keyframe, cues: tuple[str, ...]) -> float:
     return float(np.mean(here))
 
 
-def _measure_sweep(keyframe: Keyframe, usual: SweepShape | None, whole: Measured) -> None:
+def _measure_sweep(keyframe: Keyframe, usual: UsualExtent | None, whole: Measured) -> None:
     if keyframe.points is None or usual is None:
         return
-    shape = lidar_checks.sweep_shape(keyframe.points, keyframe.origin)
-    whole.values["lidar_coverage"] = shape.ratios(usual)
+    sweep = sweep_extent(keyframe.points, keyframe.origin)
+    whole.values["lidar_coverage"] = usual.ratio(sweep)
+    whole.values["lidar_azimuth"] = usual.missing_degrees(sweep)
+    whole.values["lidar_birdseye"] = usual.reached_share(sweep)
     whole.counts["lidar_level"] = lidar_checks.ground_tilt(keyframe.points), 1.0
 
 

@@ -2,6 +2,7 @@
 
 import html
 import json
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -23,23 +24,46 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def report_page(result: dict[str, Any], cards: list[dict[str, Any]], served: bool = False) -> str:
+@dataclass(frozen=True)
+class Drawn:
+    """What the page shows pictures of: cards of the gallery, and pairs of the comparison with another store."""
+
+    cards: list[dict[str, Any]]
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+
+    def without_pictures(self) -> dict[str, Any]:
+        """The same for the JSON twin."""
+        left_out = ("pictures", "other_pictures")
+        return {
+            name: [{key: value for key, value in card.items() if key not in left_out} for card in cards]
+            for name, cards in (("cards", self.cards), ("pairs", self.pairs))
+        }
+
+
+def report_page(result: dict[str, Any], drawn: Drawn, served: bool = False) -> str:
     """The page as HTML. Nothing is loaded from elsewhere, and the page's own policy forbids it; when `served`, marks
     are written by the server that it came from."""
+    data = {"result": result, "cards": drawn.cards, "pairs": drawn.pairs, "served": served, "legend": legend_uri()}
     return Template(asset("report.html")).substitute(
         title=html.escape(f"Label quality: {result['store']}"),
         connect="'self'" if served else "'none'",
         style=asset("style.css"),
-        data=embedded({"result": result, "cards": cards, "served": served, "legend": legend_uri()}),
+        data=embedded(data),
         script=asset("report.js"),
     )
 
 
-def write_report(result: dict[str, Any], cards: list[dict[str, Any]], folder: Path) -> tuple[Path, Path]:
+def browse_page(index: dict[str, Any]) -> str:
+    """The page on which every keyframe can be looked at, served only."""
+    parts = {"style": asset("style.css"), "data": embedded(index), "script": asset("browse.js")}
+    return Template(asset("browse.html")).substitute(parts)
+
+
+def write_report(result: dict[str, Any], drawn: Drawn, folder: Path) -> tuple[Path, Path]:
     """Write `inspection.html` and its JSON twin, whose cards have no pictures, into a folder. Returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     page, twin = folder / "inspection.html", folder / "inspection.json"
-    page.write_text(report_page(result, cards), encoding="utf-8")
-    plain = [{key: value for key, value in card.items() if key != "pictures"} for card in cards]
-    twin.write_text(json.dumps({**result, "cards": plain}, indent=1, allow_nan=False), encoding="utf-8")
+    page.write_text(report_page(result, drawn), encoding="utf-8")
+    content = {**result, **drawn.without_pictures()}
+    twin.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
     return page, twin

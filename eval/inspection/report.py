@@ -6,9 +6,10 @@ from typing import Any
 
 from eval.inspection.compare import compare
 from eval.inspection.gallery import cards
-from eval.inspection.page import write_report
+from eval.inspection.page import Drawn, write_report
 from eval.inspection.run import Inspection, Progress, inspect_store
 from eval.inspection.settings import InspectionSettings
+from eval.inspection.side_by_side import pair_cards
 from storage.location import ObjectPath
 
 
@@ -17,7 +18,7 @@ class Report:
     """What was found, and where it was written."""
 
     inspection: Inspection
-    cards: list[dict[str, Any]]
+    drawn: Drawn
     page: Path
     twin: Path
 
@@ -54,8 +55,11 @@ def make_report(
         StoreError, EvaluationError: as `inspect_store` and `compare`.
     """
     inspection = inspect_store(store, settings, progress)
+    pairs: list[dict[str, Any]] = []
     if against is not None:
-        inspection.result["against"] = compare(inspection, against)
-    drawn = cards(inspection)
+        comparison = compare(inspection, against)
+        inspection.result["against"] = comparison.result
+        pairs = pair_cards(inspection, comparison)
+    drawn = Drawn(cards(inspection), pairs)
     page, twin = write_report(inspection.result, drawn, folder)
     return Report(inspection, drawn, page, twin)

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from eval.frames import open_truth
-from eval.inspection.lidar_checks import SweepShape, sweep_shape, usual_shape
+from eval.inspection.lidar_extent import UsualExtent, sweep_extent, usual_extent
 from eval.inspection.mask_checks import Persistence
 from eval.inspection.measure import RIG, Measured, measure_keyframe, measure_table
+from eval.inspection.origins import Origins
 from eval.inspection.sampling import chosen_scenes, sample_keyframes
 from eval.inspection.settings import InspectionSettings
 from eval.inspection.table_checks import camera_offsets_ms
 from eval.inspection.tally import Tally
-from eval.inspection.verdict import result
+from eval.inspection.verdict import Unreadable, result
 from eval.inspection.views import Keyframe
 from storage.errors import StoreError
 from storage.location import ObjectPath
@@ -40,9 +41,11 @@ class Inspector:
     settings: InspectionSettings
     lengths: dict[str, int]
     cues: tuple[str, ...]
-    usual: SweepShape | None
+    usual: UsualExtent | None
     usual_offset_ms: np.ndarray
     _seen: set[str] = field(default_factory=set)
+    _table: tuple[str, list[Measured]] = ("", [])
+    """The scene whose table was measured last, and its values."""
 
     @classmethod
     def open(cls, store: str | Path | ObjectPath, settings: InspectionSettings) -> "Inspector":
@@ -79,8 +82,10 @@ class Inspector:
 
     def all_values(self, keyframe: Keyframe) -> list[Measured]:
         """The same with the table's values."""
-        table = measure_table(keyframe.scene.name, keyframe.table, self.usual_offset_ms)
-        return [*self.measure(keyframe), *(one for one in table if one.t == keyframe.t)]
+        scene = keyframe.scene.name
+        if self._table[0] != scene:
+            self._table = scene, list(measure_table(scene, keyframe.table, self.usual_offset_ms))
+        return [*self.measure(keyframe), *(one for one in self._table[1] if one.t == keyframe.t)]
 
 
 def _offsets(reader: StoreReader, scene: str) -> np.ndarray:
@@ -88,16 +93,16 @@ def _offsets(reader: StoreReader, scene: str) -> np.ndarray:
     return np.where(np.isnan(offsets).all(axis=0), 0.0, offsets)
 
 
-def _usual(reader: StoreReader, some: list[tuple[str, int]]) -> SweepShape | None:
-    shapes = []
+def _usual(reader: StoreReader, some: list[tuple[str, int]]) -> UsualExtent | None:
+    sweeps = []
     for scene, t in some:
         if reader.scene(scene).has("lidar", t):
             cue = reader.scene(scene).lidar(t)
             points = cue.points[:, :3].astype(np.float64)
             points = points[np.isfinite(points).all(axis=1)]
             if len(points):
-                shapes.append(sweep_shape(points, np.nan_to_num(cue.origin.astype(np.float64))))
-    return usual_shape(shapes) if shapes else None
+                sweeps.append(sweep_extent(points, np.nan_to_num(cue.origin.astype(np.float64))))
+    return usual_extent(sweeps) if sweeps else None
 
 
 @dataclass
@@ -133,18 +138,21 @@ def inspect_store(
             tally.add(measured)
     frames = sample_keyframes(inspector.lengths, settings)
     persistence = [Persistence() for _ in inspector.reader.attributes.cameras]
-    unreadable: list[str] = []
+    origins, unreadable = Origins(), Unreadable()
     for number, (scene, t) in enumerate(frames):
         inspector.forget(scene)
         try:
             keyframe = inspector.keyframe(scene, t)
             for measured in inspector.measure(keyframe):
                 tally.add(measured)
+            tally.add_sweep(keyframe)
+            origins.add(keyframe)
             for view in keyframe.cameras():
                 if view.masks is not None:
                     persistence[view.c].add(scene, view.masks > 0)
+            keyframe.close()
         except StoreError as error:
-            unreadable.append(f"{scene}:{t}: {error}")
+            unreadable.add(f"{scene}:{t}: {error}")
             tally.note("coverage", 0.0, scene, t, RIG)
         if progress is not None:
             progress(number + 1, len(frames))
@@ -152,7 +160,7 @@ def inspect_store(
         if not np.isnan(one.share()):
             tally.note("mask_own_car", one.share(), "", RIG, c)
     tally.close()
-    found = result(inspector.reader, settings, inspector.lengths, frames, tally, unreadable)
+    found = result(inspector.reader, settings, inspector.lengths, frames, tally, origins, unreadable)
     found["seconds"] = round(time.perf_counter() - started, 1)
     found["cues"], found["truth"] = list(inspector.cues), inspector.truth is not None
     return Inspection(inspector, tally, frames, found)

@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from eval.inspection.catalogue import BY_NAME
+from eval.inspection.gallery import legend_uri
 from eval.inspection.layers import LAYERS
-from eval.inspection.page import asset, embedded, report_page
+from eval.inspection.page import Drawn, browse_page, report_page
 from eval.inspection.run import Inspection
 from eval.inspection.views import Keyframe, View
 from eval.rules import EvaluationError
@@ -44,9 +45,9 @@ class Refused(Exception):
 class Browser:
     """What the server knows: the inspection, its page, and the last keyframes that were asked for."""
 
-    def __init__(self, inspection: Inspection, cards: list[dict[str, Any]], folder: Path) -> None:
+    def __init__(self, inspection: Inspection, drawn: Drawn, folder: Path) -> None:
         self.inspection, self.marks = inspection, folder / "exclusions.json"
-        self.report = report_page(inspection.result, cards, served=True)
+        self.report = report_page(inspection.result, drawn, served=True)
         self._kept: OrderedDict[tuple[str, int], Keyframe] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -72,7 +73,7 @@ class Browser:
         return keyframe.camera(cameras.index(name))
 
     def index(self) -> dict[str, Any]:
-        """Scenes with their lengths, cameras and layers."""
+        """Scenes with their lengths, cameras, layers and their colour scales."""
         inspector = self.inspection.inspector
         return {
             "store": self.inspection.result["store"],
@@ -80,6 +81,7 @@ class Browser:
             "cameras": self.inspection.result["cameras"],
             "layers": list(LAYERS),
             "size": list(inspector.reader.attributes.render_size),
+            "legend": legend_uri(),
         }
 
     def values(self, query: dict[str, str]) -> dict[str, Any]:
@@ -93,8 +95,8 @@ class Browser:
                 if not np.isnan(value):
                     check, camera = BY_NAME[name], "" if one.camera < 0 else cameras[one.camera]
                     bad = settings.bad(check, value)
-                    row = {"camera": camera, "check": check.title, "value": value, "unit": check.unit, "bad": bad}
-                    found.append(row)
+                    found.append({"camera": camera, "check": check.title, "value": value, "bad": bad})
+                    found[-1]["unit"] = check.values.unit
         token = keyframe.table.tokens[keyframe.t]
         return {"token": token, "values": found, "fingerprints": fingerprints(keyframe.scene, keyframe.t)}
 
@@ -124,8 +126,8 @@ class Browser:
         """Add a reviewer's marks to the file beside the page."""
         try:
             marks = parse_exclusions(body, "request")
-            kept = read_exclusions(self.marks) if self.marks.exists() else []
-            with self._lock:
+            with self._lock:  # two marks at once must not both start from the same file
+                kept = read_exclusions(self.marks) if self.marks.exists() else []
                 every = merged(kept, marks)
                 write_exclusions(self.marks, every, self.inspection.result["store"])
         except StoreError as error:
@@ -240,16 +242,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def browse_page(index: dict[str, Any]) -> str:
-    """The page on which every keyframe can be looked at."""
-    from string import Template
-
-    parts = {"style": asset("style.css"), "data": embedded(index), "script": asset("browse.js")}
-    return Template(asset("browse.html")).substitute(parts)
-
-
 def make_server(
-    inspection: Inspection, cards: list[dict[str, Any]], folder: Path, host: str = LOCAL, port: int = 0
+    inspection: Inspection, drawn: Drawn, folder: Path, host: str = LOCAL, port: int = 0
 ) -> ThreadingHTTPServer:
     """A server that is bound and not yet running; `server_address[1]` is its port.
 
@@ -257,7 +251,7 @@ def make_server(
         EvaluationError: `host` is no address of this machine, or the port is taken.
     """
     handler: Any = type(
-        "BoundHandler", (Handler,), {"browser": Browser(inspection, cards, folder), "hosts": frozenset()}
+        "BoundHandler", (Handler,), {"browser": Browser(inspection, drawn, folder), "hosts": frozenset()}
     )
     try:
         ipaddress.ip_address(host)

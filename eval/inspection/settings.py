@@ -52,19 +52,19 @@ class InspectionSettings(Section):
                 close = difflib.get_close_matches(name, BY_NAME, n=1, cutoff=0.5)
                 hint = f"did you mean {close[0]!r}?" if close else f"checks: {', '.join(BY_NAME)}"
                 raise ValueError(f"checks.{name}: there is no such check; {hint}")
-            if self.checks[name].exclude and BY_NAME[name].scope not in ("camera", "frame"):
+            if self.checks[name].exclude and BY_NAME[name].values.scope not in ("camera", "frame"):
                 raise ValueError(f"checks.{name}.exclude: its values belong to no single keyframe; leave it out")
         return self
 
     def limit(self, check: Check) -> float:
         """The check's limit, as configured."""
         given = self.checks.get(check.name, Threshold()).limit
-        return check.limit if given is None else given
+        return check.bad.limit if given is None else given
 
     def share(self, check: Check) -> float:
         """The share of bad values that the check allows, as configured."""
         given = self.checks.get(check.name, Threshold()).share
-        return check.share if given is None else given
+        return check.bad.share if given is None else given
 
     def excludes(self, check: Check) -> bool:
         """Whether the check excludes by itself."""
@@ -72,7 +72,7 @@ class InspectionSettings(Section):
 
     def bad(self, check: Check, value: float) -> bool:
         """Whether a value is beyond the check's limit; nan is not."""
-        return value < self.limit(check) if check.low else value > self.limit(check)
+        return value < self.limit(check) if check.bad.low else value > self.limit(check)
 
 
 def load_settings(path: str | Path | None, **given: Any) -> InspectionSettings:

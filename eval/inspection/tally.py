@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from eval.inspection.catalogue import BY_NAME, CHECKS, Check
-from eval.inspection.mask_checks import border_shift
+from eval.inspection.lidar_extent import SweepHistograms
+from eval.inspection.mask_checks import border_shift, surely_lost
 from eval.inspection.measure import RIG, Measured
 from eval.inspection.settings import InspectionSettings
+from eval.inspection.views import Keyframe
 
 KEPT_VALUES = 20_000
 """Values per check of which quantiles are taken; more are drawn from evenly."""
@@ -43,14 +45,14 @@ class Spread:
             self.kept.append(value)
         elif (place := self._draw.randrange(self.count)) < KEPT_VALUES:
             self.kept[place] = value
-        low, high = self.check.extent
+        low, high = self.check.values.extent
         self.histogram[int(np.clip((value - low) / (high - low) * HISTOGRAM_BINS, 0, HISTOGRAM_BINS - 1))] += 1
         bad = self.settings.bad(self.check, value)
         self.bad += bad
         per_camera = self.cameras.setdefault(camera, [0, 0])
         per_camera[0] += bad
         per_camera[1] += 1
-        badness = -value if self.check.low else value
+        badness = -value if self.check.bad.low else value
         keep = heapq.heappush if len(self.worst) < KEPT_WORST else heapq.heappushpop
         keep(self.worst, (badness, scene, t, camera))
         return bad
@@ -66,8 +68,11 @@ class Tally:
         self.motions: dict[int, list[list[float]]] = {}
         self.excluded: dict[tuple[str, int], set[str]] = {}
         """Keyframes that a check with `exclude` found bad, and the checks."""
+        self.sweeps = SweepHistograms()
         self._pooled: dict[str, dict[str, np.ndarray]] = {}
-        self._tilts: dict[str, list[float]] = {}
+        self._levels: dict[str, float] = {}
+        self._tilts: tuple[str, list[float]] = "", []
+        """The scene that is being looked at, and its sweeps' tilts."""
         self._scores: dict[str, np.ndarray] = {}
 
     def add(self, measured: Measured) -> None:
@@ -77,8 +82,7 @@ class Tally:
                 self.note(name, value, measured.scene, measured.t, measured.camera)
         for name, (part, whole) in measured.counts.items():
             if name == "lidar_level":
-                if not np.isnan(part):
-                    self._tilts.setdefault(measured.scene, []).append(part)
+                self._level(measured.scene, part)
             else:
                 sums = self._pooled.setdefault(name, {}).setdefault(measured.scene, np.zeros(2))
                 sums += (part, whole)
@@ -94,6 +98,21 @@ class Tally:
             if len(kept) < KEPT_VALUES:
                 kept.append(measured.motion)
 
+    def _level(self, scene: str, tilt: float) -> None:
+        if np.isnan(tilt):
+            return
+        if self._tilts[0] != scene:
+            self._tilts = scene, []
+        self._tilts[1].append(tilt)
+        self._levels[scene] = float(np.median(self._tilts[1]))
+
+    def add_sweep(self, keyframe: Keyframe) -> None:
+        """Count a keyframe's LiDAR points."""
+        if keyframe.points is not None and keyframe.sweep is not None:
+            unseen = int((keyframe.sweep.cameras == 0).sum())
+            lost = len(keyframe.sweep.points) - len(keyframe.points)
+            self.sweeps.add(keyframe.points, keyframe.origin, unseen, lost)
+
     def note(self, name: str, value: float, scene: str, t: int, camera: int) -> None:
         """Count one value of one check."""
         check = BY_NAME[name]
@@ -103,21 +122,30 @@ class Tally:
 
     def close(self) -> None:
         """Turn what was pooled by scene into values."""
+        for (name, scene), value in self.scene_values().items():
+            self.note(name, value, scene, RIG, RIG)
+
+    def scene_values(self) -> dict[tuple[str, str], float]:
+        """Values that belong to a scene, by check and scene."""
+        found = {}
         for name, scenes in self._pooled.items():
             for scene, value in _scene_values(name, scenes):
-                self.note(name, value, scene, RIG, RIG)
+                found[name, scene] = value
         for scene, scores in self._scores.items():
             shifts = [border_shift(row) for row in scores]
             if not np.isnan(shifts).all():
-                self.note("mask_edges", float(np.hypot(*np.nan_to_num(shifts))), scene, RIG, RIG)
-        for scene, tilts in self._tilts.items():
-            self.note("lidar_level", float(np.median(tilts)), scene, RIG, RIG)
+                found["mask_edges", scene] = float(np.hypot(*np.nan_to_num(shifts)))
+        return found | {("lidar_level", scene): level for scene, level in self._levels.items()}
 
 
 def _scene_values(name: str, scenes: dict[str, np.ndarray]) -> Iterator[tuple[str, float]]:
-    """A value per scene: the pooled share, or by what factor masks per image differ from the middle scene."""
+    """A value per scene: the pooled share, what of it is proven, or by what factor masks per image differ from the
+    middle scene's."""
     least = {"mask_flicker": 8, "mask_depth": 30, "truth_masks": 100}.get(name, 1)
     shares = {scene: part / whole for scene, (part, whole) in scenes.items() if whole >= least}
+    if name == "mask_flicker":
+        yield from ((scene, surely_lost(int(scenes[scene][0]), int(scenes[scene][1]))) for scene in shares)
+        return
     if name != "mask_count":
         yield from ((scene, float(share)) for scene, share in shares.items())
         return

@@ -1,16 +1,17 @@
 """From counts to a verdict: pass, warn or fail per check, with value, threshold, spread and the worst keyframes."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from eval.inspection.catalogue import Check
 from eval.inspection.ego_motion import DEPTH_EDGES_M
+from eval.inspection.origins import Origins
 from eval.inspection.settings import InspectionSettings
 from eval.inspection.tally import Spread, Tally, summarise_motion
 from eval.results import plain
 from storage.reader import StoreReader
-from storage.schema import CUES
 from storage.status import store_status
 
 SCHEMA = "occflow.inspection"
@@ -19,16 +20,59 @@ NAMED_SCENES = 400
 """Rows of the coverage grid, incomplete scenes first."""
 NAMED_WORST = 50
 NAMED_FAULTS = 50
+CHANCE = 0.05
+"""Probability below which good labels are not believed to have given so many bad values."""
+LEAST_OF_CAMERA = 8
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
+@dataclass
+class Unreadable:
+    """Keyframes that could not be read: all counted, the first `NAMED_FAULTS` named."""
+
+    count: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.lines) < NAMED_FAULTS:
+            self.lines.append(line)
+
+
 def state_of(spread: Spread) -> str:
-    """pass, warn (some values are bad), fail (more than the check allows), or none (nothing was measured)."""
+    """pass, warn (some values are bad), fail (`too_many` of all, or of one camera), or none (nothing was measured)."""
     if not spread.count:
         return "none"
-    if spread.bad > spread.settings.share(spread.check) * spread.count:
+    if too_many(spread.bad, spread.count, spread.settings.share(spread.check)) or bad_cameras(spread):
         return "fail"
     return "warn" if spread.bad else "pass"
+
+
+def too_many(bad: int, count: int, share: float) -> bool:
+    """Whether so many bad values say that the labels are bad, and not that a few values are.
+
+    `share` of the values of good labels may be bad; 0: none may. A few values are no proof of a larger share: it is
+    taken for one when good labels would give so many with a probability of less than `CHANCE` (one-sided binomial
+    test), or when the median value is bad, which no few exceptions can do.
+    """
+    if not share:
+        return bad > 0
+    if bad > max(0.5, share) * count:
+        return True
+    from scipy.special import bdtrc
+
+    return bad > share * count and float(bdtrc(bad - 1, count, share)) < CHANCE
+
+
+def bad_cameras(spread: Spread) -> list[int]:
+    """Cameras whose own median is bad although the others' may be good: one camera's calibration is enough to spoil
+    its labels. Needs `LEAST_OF_CAMERA` values of it."""
+    if spread.check.values.scope != "camera":
+        return []
+    half = max(0.5, spread.settings.share(spread.check))
+    counts = sorted(spread.cameras.items())
+    return [c for c, (bad, count) in counts if count >= LEAST_OF_CAMERA and bad > half * count]
 
 
 def check_result(spread: Spread) -> dict[str, Any]:
@@ -46,18 +90,26 @@ def check_result(spread: Spread) -> dict[str, Any]:
         "count": spread.count,
         "bad": spread.bad,
         "quantiles": {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES},
-        "histogram": {"low": check.extent[0], "high": check.extent[1], "counts": list(spread.histogram)},
+        "histogram": {"low": check.values.extent[0], "high": check.values.extent[1], "counts": list(spread.histogram)},
+        "bad_cameras": bad_cameras(spread),
         "by_camera": {str(c): {"bad": bad, "count": count} for c, (bad, count) in sorted(spread.cameras.items())},
         "worst": [
-            {"scene": scene, "t": t, "camera": camera, "value": -badness if check.low else badness}
+            {"scene": scene, "t": t, "camera": camera, "value": -badness if check.bad.low else badness}
             for badness, scene, t, camera in worst
         ],
     }
 
 
 def _described(check: Check) -> dict[str, Any]:
-    keys = ("name", "title", "unit", "scope", "low", "measures", "meaning")
-    return {key: getattr(check, key) for key in keys}
+    return {
+        "name": check.name,
+        "title": check.title,
+        "unit": check.values.unit,
+        "scope": check.values.scope,
+        "low": check.bad.low,
+        "measures": check.measures,
+        "meaning": check.meaning,
+    }
 
 
 def result(
@@ -66,7 +118,8 @@ def result(
     lengths: dict[str, int],
     frames: list[tuple[str, int]],
     tally: Tally,
-    unreadable: list[str],
+    origins: Origins,
+    unreadable: Unreadable,
 ) -> dict[str, Any]:
     """The JSON twin, less the seconds; None stands for what is not a number."""
     checks = [check_result(spread) for spread in tally.spreads.values()]
@@ -88,7 +141,10 @@ def result(
                 "all": len(frames) == total,
             },
             "settings": settings.model_dump(mode="json"),
-            "provenance": provenance(reader, frames),
+            "provenance": origins.rows(),
+            "lidar": {**tally.sweeps.result(), "own_car_share": origins.own_car_share()}
+            if tally.sweeps.sweeps
+            else None,
             "coverage": coverage(reader, set(lengths)),
             "checks": checks,
             "static_residual": {
@@ -100,8 +156,8 @@ def result(
                 {"scene": scene, "t": t, "checks": sorted(names)}
                 for (scene, t), names in sorted(tally.excluded.items())
             ],
-            "unreadable": unreadable[:NAMED_FAULTS],
-            "unreadable_count": len(unreadable),
+            "unreadable": unreadable.lines,
+            "unreadable_count": unreadable.count,
         }
     )
 
@@ -110,32 +166,6 @@ def _means(table: np.ndarray) -> list[list[float]]:
     """[count, u, v, length] from the sums weighted by count."""
     count = np.maximum(table[:, :1], 1)
     return np.concatenate([table[:, :1], table[:, 1:] / count], axis=1).tolist()
-
-
-def provenance(reader: StoreReader, frames: list[tuple[str, int]]) -> list[dict[str, Any]]:
-    """Where the labels come from: a row per cue, licence, weights and code version that was met, and how many units
-    and different configurations (a scene's sizes are part of one) it stands for."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    seen = set()
-    for scene, t in frames:
-        for cue in CUES:
-            unit = reader.scene(scene).unit(cue, t)
-            if unit in seen or not reader.scene(scene).has(cue, t):
-                continue
-            seen.add(unit)
-            origin = reader.scene(scene).record(cue, t).provenance
-            row = (cue, origin.licence, origin.weights_digest, origin.code_version)
-            rows.setdefault(row, []).append(origin.config_digest)
-    keys = ("cue", "licence", "weights_digest", "code_version")
-    return [
-        {
-            **dict(zip(keys, row, strict=True)),
-            "units": len(digests),
-            "configurations": len(set(digests)),
-            "config_digest": digests[0] if len(set(digests)) == 1 else "",
-        }
-        for row, digests in sorted(rows.items())
-    ]
 
 
 def coverage(reader: StoreReader, scenes: set[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 
 from eval.inspection.ego_motion import Camera, MotionFit, StaticFlow, camera_at, fit_motion, seen_points, static_flow
 from eval.inspection.lidar_checks import depth_edges, edge_strength
-from storage.reader import FlowCue, SceneReader
+from storage.reader import FlowCue, LidarCue, SceneReader
 from storage.schema import StoreAttributes
 from storage.truth import TruthScene
 
@@ -35,16 +35,22 @@ class Keyframe:
     @cached_property
     def points(self) -> Float[np.ndarray, "n 3"] | None:
         """LiDAR points in the ego frame, metres; None where there are none."""
-        if not self.has("lidar"):
+        if self.sweep is None:
             return None
-        points = self.scene.lidar(self.t).points[:, :3].astype(np.float64)
+        points = self.sweep.points[:, :3].astype(np.float64)
         points = points[np.isfinite(points).all(axis=1)]
         return points if len(points) else None
 
     @cached_property
+    def sweep(self) -> LidarCue | None:
+        """The sweep as it is stored; None where it is not committed."""
+        return self.scene.lidar(self.t) if self.has("lidar") else None
+
+    @cached_property
     def origin(self) -> Float[np.ndarray, "3"]:
-        """The LiDAR's position in the ego frame, metres."""
-        return np.nan_to_num(self.scene.lidar(self.t).origin.astype(np.float64))
+        """The LiDAR's position in the ego frame, metres; needs `points`."""
+        assert self.sweep is not None
+        return np.nan_to_num(self.sweep.origin.astype(np.float64))
 
     @cached_property
     def edges(self) -> Float[np.ndarray, "k 3"]:
@@ -55,6 +61,11 @@ class Keyframe:
     def cameras(self) -> list["View"]:
         """Cameras with an image in the table at this keyframe."""
         return [self.camera(int(c)) for c in np.flatnonzero(self.table.camera_valid[self.t])]
+
+    def close(self) -> None:
+        """Let go of the cameras. They and the keyframe hold each other: the images of both would stay in memory until
+        the next garbage collection."""
+        self._cameras.clear()
 
     def camera(self, c: int) -> "View":
         """One camera."""

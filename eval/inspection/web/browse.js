@@ -15,7 +15,7 @@ function el(tag, attributes, ...children) {
 const length = () => DATA.scenes[at.scene][1];
 const query = (more) => new URLSearchParams({ scene: DATA.scenes[at.scene][0], t: at.t,
   camera: DATA.cameras[at.camera], ...more }).toString();
-const place = () => `${DATA.scenes[at.scene][0]} · keyframe ${at.t} of ${length()} · ${DATA.cameras[at.camera]}`;
+const place = () => `${DATA.scenes[at.scene][0]} · keyframe ${at.t} of 0–${length() - 1} · ${DATA.cameras[at.camera]}`;
 
 function controls() {
   const bar = $("controls");
@@ -96,5 +96,6 @@ document.addEventListener("keydown", (event) => {
   else if (/^[1-9]$/.test(event.key) && Number(event.key) <= DATA.cameras.length) go({ camera: Number(event.key) - 1 });
   else if (event.key === "x") reject();
 });
+$("legend").src = DATA.legend;
 controls();
 go({});

@@ -34,10 +34,11 @@ function histogram(check) {
   const step = width / counts.length, root = svg("svg", { width, height: height + 12, role: "img" });
   counts.forEach((count, k) => {
     if (!count) return;
-    const middle = low + ((k + 0.5) * (high - low)) / counts.length;
+    // Red is what lies beyond the limit as a whole: the bin that the limit cuts holds values of both sides.
+    const edge = low + ((check.low ? k + 1 : k) * (high - low)) / counts.length;
     const tall = Math.max(1.5, height * Math.sqrt(count / most));
     root.append(svg("rect", { x: k * step, y: height - tall, width: Math.max(1, step - 0.6), height: tall,
-      fill: isBad(check, middle) ? "#b91c1c" : "#64748b" }));
+      fill: (check.low ? edge <= check.limit : edge >= check.limit) ? "#b91c1c" : "#64748b" }));
   });
   const at = Math.min(width - 1, Math.max(0, ((check.limit - low) / (high - low)) * width));
   root.append(svg("line", { x1: at, x2: at, y1: 0, y2: height, stroke: "#111", "stroke-dasharray": "3 2" }));
@@ -76,10 +77,11 @@ function checks() {
     { class: "row", "data-check": c.name, onclick: () => choose("check", c.name) },
     el("td", {}, el("span", { class: `state ${c.state}` }, c.state)),
     el("td", {}, el("div", { class: "title" }, c.title),
-      el("div", { class: "why" }, c.measures, c.state === "fail" || c.state === "warn" ? ` → ${c.meaning}` : "")),
+      el("div", { class: "why" }, c.measures, c.state === "fail" || c.state === "warn" ? ` → ${c.meaning}` : "",
+        c.bad_cameras.length ? ` Mostly bad: ${c.bad_cameras.map((k) => RESULT.cameras[k]).join(", ")}.` : "")),
     el("td", { class: "number" }, c.count ? `${number(c.value)} ${c.unit}` : "–"),
     el("td", { class: "number" }, `${c.low ? "≥" : "≤"} ${number(c.limit)}`),
-    el("td", { class: "number" }, c.count ? `${number(c.bad)} of ${number(c.count)} (${percent(c.bad, c.count)})` : "–"),
+    el("td", { class: "number" }, c.count ? `${number(c.bad)} of ${number(c.count)} (${percent(c.bad, c.count)})` : "not measured"),
     el("td", { class: "number" }, percent(c.share_allowed, 1)),
     el("td", {}, c.count ? histogram(c) : "")));
   const names = ["", "check", "median", "limit", "beyond it", "allowed", "distribution"];
@@ -92,14 +94,15 @@ function residual() {
   const edges = found.depth_edges_m;
   const rows = found.depth.map(([count, u, v, length], k) => el("tr", {},
     el("td", {}, edges[k + 1] === null ? `over ${edges[k]} m` : `${edges[k]} to ${edges[k + 1]} m`),
-    ...[count, u, v, length].map((value) => el("td", { class: "number" }, number(value)))));
+    el("td", { class: "number" }, number(count)),
+    ...[u, v, length].map((value) => el("td", { class: "number" }, count ? value.toFixed(2) : "–"))));
   box.append(el("div", {}, el("h3", {}, "Residual by depth, px"), el("table", {}, el("thead", {}, el("tr", {},
     ...["depth", "points", "median u", "median v", "mean length"].map((n) => el("th", {}, n)))), el("tbody", {}, ...rows))));
   const most = Math.max(...found.region.map((r) => r[3]), 1e-6);
   box.append(el("div", {}, el("h3", {}, "By image region: median u, v; mean length, px"), el("div", { class: "regions" },
     ...found.region.map(([count, u, v, length]) => el("div",
       { style: `background: rgba(185, 28, 28, ${count ? (0.35 * length) / most : 0})`, title: `${count} points` },
-      count ? `${number(u)}, ${number(v)}; ${number(length)}` : "–")))));
+      count ? `${u.toFixed(2)}, ${v.toFixed(2)}; ${length.toFixed(2)}` : "–")))));
   const motions = Object.entries(found.camera_motion).map(([camera, m]) => el("tr", {},
     el("td", {}, camera === "-1" ? "all cameras" : RESULT.cameras[camera]),
     el("td", { class: "number" }, m.metres.map((x) => x.toFixed(3)).join(", ")),
@@ -113,18 +116,81 @@ function against() {
   const other = RESULT.against;
   if (!other) return;
   $("against").hidden = false;
-  const rows = other.checks.map((c) => el("tr", {},
-    el("td", {}, el("span", { class: `state ${c.worse ? "fail" : c.better ? "pass" : "none"}` },
-      c.worse ? "worse" : c.better ? "better" : "same")),
+  const badge = (c) => (c.worse ? ["fail", "worse"] : c.newly_bad.count ? ["warn", "newly bad"] : c.better ? ["pass", "better"] : ["none", "same"]);
+  const place = (f) => (f.t < 0 ? f.scene : `${f.scene}:${f.t}`);
+  const row = (c) => el("tr", {},
+    el("td", {}, el("span", { class: `state ${badge(c)[0]}` }, badge(c)[1])),
     el("td", { class: "title" }, c.title),
     el("td", { class: "number" }, `${number(c.other)} → ${number(c.own)} ${c.unit}`),
     el("td", { class: "number" }, `${number(c.median_difference)} [${number(c.low)}, ${number(c.high)}]`),
     el("td", { class: "number" }, number(c.pairs)),
     el("td", { class: "number" }, `${c.newly_bad.count} newly bad, ${c.newly_good} repaired`),
-    el("td", { class: "why" }, c.newly_bad.frames.slice(0, 6).map((f) => `${f.scene}:${f.t}`).join(", "))));
-  const names = ["", "check", "median, other → this", "paired difference (95 %)", "pairs", "frames", "first of them"];
-  $("against").lastElementChild.append(el("p", { class: "lead" }, `Other: ${other.store}; ${other.keyframes} common keyframes.`),
-    el("table", {}, el("thead", {}, el("tr", {}, ...names.map((n) => el("th", {}, n)))), el("tbody", {}, ...rows)));
+    el("td", { class: "why" }, c.newly_bad.frames.slice(0, 6).map(place).join(", ")));
+  const names = ["", "check", "median, other → this", "paired difference (95 %)", "pairs", "values", "worst of them"];
+  const table = (found) => el("table", {}, el("thead", {}, el("tr", {}, ...names.map((n) => el("th", {}, n)))),
+    el("tbody", {}, ...found.map(row)));
+  const same = other.checks.filter((c) => badge(c)[0] === "none"), changed = other.checks.filter((c) => badge(c)[0] !== "none");
+  $("against").children[1].append(el("p", { class: "lead" }, `Other: ${other.store}; ${other.keyframes} common keyframes.` +
+    (other.unreadable ? ` ${other.unreadable} more could not be read.` : "")),
+    changed.length ? table(changed) : el("p", { class: "empty" }, "No check changed."),
+    el("details", {}, el("summary", {}, `${same.length} checks did not change`), table(same)));
+  if (DATA.pairs.length) $("pairs").append(el("h3", {}, "Side by side: what moved farthest to its bad side, other store left, this one right"),
+    ...DATA.pairs.map(pair));
+}
+function pair(one) {
+  const check = BY_NAME[one.check];
+  const side = (title, pictures, value, command) => {
+    const shown = (pictures || {})[one.layer] ? one.layer : "image", source = (pictures || {})[shown];
+    const copy = el("button", { class: "copy", onclick: () => copyText(command, copy) }, "copy");
+    return el("div", {}, el("div", { class: "stack" }, source ? el("img", { src: source, alt: shown }) :
+      el("span", { class: "tag" }, one.error || "no picture here"), el("p", {}, `${title}: ${shown}`)),
+      el("div", { class: "values" }, el("span", { class: isBad(check, value) ? "bad" : "" },
+        `${check.title} ${number(value)} ${check.unit}`)),
+      el("div", { class: "command" }, el("code", { title: command }, command), copy));
+  };
+  return el("div", { class: "pair" }, el("header", {}, el("b", {}, `${one.scene} · ${one.t} · ${one.camera}`),
+    el("span", { class: "tag" }, `${check.title}: ${number(one.other)} → ${number(one.own)} ${check.unit}`)),
+    side("other", one.other_pictures, one.other, one.other_command), side("this", one.pictures, one.own, one.command));
+}
+
+function bars(title, found, unit) {
+  const width = 300, height = 70, most = Math.max(...found.counts, 1), step = width / found.counts.length;
+  const root = svg("svg", { width, height: height + 14, role: "img" });
+  found.counts.forEach((count, k) => root.append(svg("rect", { x: k * step, y: height - (height * count) / most,
+    width: Math.max(1, step - 0.5), height: (height * count) / most, fill: "#64748b" })));
+  [[0, "start", found.low], [width / 2, "middle", (found.low + found.high) / 2], [width, "end", found.high]].forEach(([x, anchor, value]) => {
+    const node = svg("text", { x, y: height + 12, "font-size": 10, fill: "#6b7280", "text-anchor": anchor });
+    node.textContent = `${number(value)} ${unit}`;
+    root.append(node);
+  });
+  return el("div", {}, el("h3", {}, title), root);
+}
+function birdseye(density) {
+  const rows = density.per_m2, n = rows.length, size = 6, most = Math.max(...rows.flat(), 1e-9);
+  const root = svg("svg", { width: n * size, height: n * size, role: "img" });
+  // x is forward: up on the page; y is to the left.
+  rows.forEach((row, x) => row.forEach((value, y) => {
+    const share = value ? 0.08 + 0.92 * Math.log1p((1000 * value) / most) / Math.log1p(1000) : 0;
+    const cell = svg("rect", { x: (n - 1 - y) * size, y: (n - 1 - x) * size, width: size, height: size,
+      fill: value ? `rgba(29, 78, 216, ${share})` : "#f1f5f9" });
+    cell.append(svg("title", {}));
+    cell.lastChild.textContent = `${number(value)} points per m² and sweep`;
+    root.append(cell);
+  }));
+  root.append(svg("path", { d: `M ${(n * size) / 2} ${(n * size) / 2 - 6} l 4 10 h -8 z`, fill: "#b91c1c" }));
+  return el("div", {}, el("h3", {}, `From above: points per m², ±${(n * density.cell_m) / 2} m, forward is up; red: the car`), root);
+}
+function lidar() {
+  const found = RESULT.lidar, box = $("lidar").lastElementChild;
+  if (!found) { box.append(el("p", { class: "empty" }, "No sweep in the sample: not measured.")); return; }
+  const h = found.histograms, share = (x) => (x === null ? "not recorded" : `${number(100 * x)} %`);
+  box.append(bars("Range of the points", h.range_m, "m"), bars("Elevation", h.elevation_deg, "°"),
+    bars("Azimuth (0: ahead, 90: left)", h.azimuth_deg, "°"), birdseye(found.density));
+  const rows = [["points per sweep", number(Math.round(found.points_per_sweep))],
+    ["dropped by extraction: own car", share(found.own_car_share)], ["not finite", share(found.not_finite_share)],
+    ["seen by no camera", share(found.unseen_share)]];
+  box.append(el("div", {}, el("h3", {}, `${number(found.sweeps)} sweeps`), el("table", {}, el("tbody", {},
+    ...rows.map(([name, value]) => el("tr", {}, el("td", {}, name), el("td", { class: "number" }, value)))))));
 }
 
 function coverage() {
@@ -142,7 +208,7 @@ function provenance() {
 }
 
 // Filters. A card is a picture with values; layers A and B are shared by all cards, the slider swipes between them.
-const chosen = { why: "", check: "", scene: "", camera: "", class: "", bad: false, a: "image", b: "", swipe: 50 };
+const chosen = { why: "", check: "", scene: "", camera: "", class: "", bad: false, a: "", b: "", swipe: 50 };
 const marks = new Map();
 let current = -1;
 const key = (card) => `${card.scene}:${card.t}`;
@@ -167,7 +233,7 @@ function filters() {
   select("camera", "camera", among(CARDS.map((c) => c.camera || "")).filter(([v], k) => k === 0 || v));
   select("class", "class", among(CARDS.flatMap((c) => c.classes || [])));
   const layers = [...new Set(CARDS.flatMap((c) => Object.keys(c.pictures || {})))].map((n) => [n, n]);
-  select("a", "layer", layers);
+  select("a", "layer", [["", "what the check looks at"], ...layers]);
   select("b", "swipe to", [["", "nothing"], ...layers]);
   bar.append(el("label", {}, "swipe", el("input", { type: "range", min: 0, max: 100, value: 50, id: "swipe",
     oninput: (event) => { chosen.swipe = Number(event.target.value); swipe(); } })));
@@ -184,10 +250,11 @@ function visible(card) {
     (!chosen.check || card.check === chosen.check || bad.includes(chosen.check)) && (!chosen.bad || bad.length > 0);
 }
 function picture(card) {
-  const stack = el("div", { class: "stack" }), own = (card.pictures || {})[chosen.a], other = (card.pictures || {})[chosen.b];
-  if (own) stack.append(el("img", { src: own, alt: chosen.a }));
-  else stack.append(el("span", { class: "tag" }, card.error || `no ${chosen.a} here`));
-  stack.append(el("p", {}, chosen.a));
+  const pictures = card.pictures || {}, best = pictures[card.layer] ? card.layer : "image", layer = chosen.a || best;
+  const stack = el("div", { class: "stack" }), own = pictures[layer], other = pictures[chosen.b];
+  if (own) stack.append(el("img", { src: own, alt: layer }));
+  else stack.append(el("span", { class: "tag" }, card.error || `no ${layer} here`));
+  stack.append(el("p", {}, layer));
   if (own && other) {
     stack.append(el("img", { src: other, alt: chosen.b, class: "over" }), el("p", { class: "right" }, chosen.b));
   }
@@ -195,18 +262,21 @@ function picture(card) {
 }
 function card(one) {
   const bad = new Set(badNames(one)), rejected = marks.has(key(one));
-  const values = Object.entries(one.values || {}).map(([name, value]) => {
+  const value = (name) => {
     const check = BY_NAME[name];
-    return el("span", { class: bad.has(name) ? "bad" : "", title: check ? check.measures : "" },
-      `${check ? check.title : name} ${number(value)}`);
-  });
+    return el("span", { class: bad.has(name) ? "bad" : "", title: check ? check.measures : "" }, check ?
+      `${check.title} ${number(one.values[name])} ${check.unit} (limit ${check.low ? "≥" : "≤"} ${number(check.limit)})` : name);
+  };
+  const names = Object.keys(one.values || {}), first = names.filter((name) => bad.has(name) || name === one.check);
+  const rest = el("details", {}, el("summary", {}, `all ${names.length} values`),
+    el("div", { class: "values" }, ...names.filter((name) => !first.includes(name)).map(value)));
   const reject = el("button", { class: `reject${rejected ? " on" : ""}`, onclick: () => mark(one) },
     rejected ? "rejected" : "reject keyframe");
   const copy = el("button", { class: "copy", onclick: () => copyText(one.command, copy) }, "copy");
   return el("div", { class: `card${rejected ? " rejected" : ""}`, "data-key": key(one) },
     el("header", {}, el("b", {}, `${one.scene} · ${one.t} · ${one.camera || ""}`),
       el("span", { class: "tag" }, one.why === "worst" && BY_NAME[one.check] ? `worst: ${BY_NAME[one.check].title}` : one.why)),
-    picture(one), el("div", { class: "values" }, ...values),
+    picture(one), el("div", { class: "values" }, ...first.map(value)), ...(names.length ? [rest] : []),
     el("div", { class: "command" }, el("code", { title: one.command || "" }, one.command || ""), copy, reject));
 }
 function copyText(text, button) {
@@ -271,4 +341,4 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "x" && shown[current]) mark(shown[current]);
 });
 $("export").addEventListener("click", save);
-head(); checks(); against(); residual(); filters(); coverage(); provenance(); draw();
+head(); checks(); against(); residual(); lidar(); filters(); coverage(); provenance(); draw();

@@ -1,17 +1,8 @@
-"""A small exact street as a store of cues and truth, copies of a store corrupted on purpose, and a headless browser."""
+"""A small exact street as a store of cues and truth, and copies of a store corrupted on purpose."""
 
-import base64
-import contextlib
-import json
-import os
-import shutil
-import subprocess
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -318,103 +309,3 @@ def corrupt() -> Callable[[Path, Path, Change], Path]:
 def all_cues() -> tuple[str, ...]:
     """Names of the cues of the schema."""
     return tuple(CUES)
-
-
-class Page:
-    """A page in a headless Chromium, driven by its own debugging protocol; collects what goes wrong in it."""
-
-    def __init__(self, socket: Any) -> None:
-        self._socket, self._number = socket, 0
-        self.errors: list[str] = []
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self._number += 1
-        self._socket.send(json.dumps({"id": self._number, "method": method, "params": params}))
-        while True:
-            message = json.loads(self._socket.recv(timeout=60))
-            self._notice(message)
-            if message.get("id") == self._number:
-                assert "error" not in message, message
-                return message["result"]
-
-    def _notice(self, message: dict[str, Any]) -> None:
-        params = message.get("params", {})
-        if message.get("method") == "Runtime.exceptionThrown":
-            self.errors.append(json.dumps(params["exceptionDetails"])[:600])
-        if message.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-            self.errors.append(json.dumps(params["args"])[:600])
-        if message.get("method") == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.errors.append(json.dumps(params["entry"])[:600])
-
-    def open(self, address: str) -> None:
-        for domain in ("Runtime", "Log", "Page"):
-            self.call(f"{domain}.enable")
-        self.call("Page.navigate", url=address)
-        self.wait("document.readyState === 'complete'")
-
-    def run(self, script: str) -> Any:
-        """The value of an expression in the page; awaits promises."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
-
-    def wait(self, condition: str, seconds: float = 30) -> None:
-        end = time.monotonic() + seconds
-        while not self.run(condition):
-            assert time.monotonic() < end, f"never came true: {condition}; {self.errors}"
-            time.sleep(0.05)
-
-    def screenshot(self, path: Path) -> None:
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(data))
-
-
-def find_chromium() -> str | None:
-    """The browser's program; None where there is none."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        found = shutil.which(name)
-        if found:
-            return found
-    return None
-
-
-def _unavailable(reason: str) -> NoReturn:
-    """Skip, but fail in a CI that promises a browser: a skip there would hide that nothing was tested."""
-    if os.environ.get("CI") and os.environ.get("OCCFLOW_BROWSER_TESTS") == "1":
-        pytest.fail(f"OCCFLOW_BROWSER_TESTS=1 promises a browser: {reason}")
-    pytest.skip(reason)
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    """An empty page. Skips where there is no Chromium, but fails in a CI that promises one."""
-    program = find_chromium()
-    try:
-        from websockets.sync import client as sockets
-    except ImportError:
-        _unavailable("the package websockets is not installed")
-    if program is None:
-        _unavailable("no Chromium here: apt-get install chromium")
-    profile = tmp_path / "profile"
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    options += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--window-size=1400,1200", "about:blank"]
-    process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        port = _debugging_port(profile, process)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=30) as reply:
-            target = next(t for t in json.load(reply) if t["type"] == "page")
-        with sockets.connect(target["webSocketDebuggerUrl"], max_size=2**28) as socket:
-            yield Page(socket)
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _debugging_port(profile: Path, process: "subprocess.Popen[bytes]") -> int:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
-            return int((profile / "DevToolsActivePort").read_text().splitlines()[0])
-        assert process.poll() is None, f"Chromium ended with {process.returncode}"
-        time.sleep(0.05)
-    raise AssertionError("Chromium never opened its debugging port")

@@ -5,6 +5,7 @@ import pytest
 
 from eval.inspection import flow_checks, image_checks, lidar_checks, mask_checks, table_checks
 from eval.inspection.ego_motion import Camera, binned, fit_motion, seen_points, static_flow
+from eval.inspection.lidar_extent import SweepHistograms, azimuth_elevation, sweep_extent, usual_extent
 from geometry.cameras import project
 
 NAN = np.nan
@@ -121,6 +122,14 @@ def test_flicker_counts_the_instance_that_is_gone() -> None:
     assert mask_checks.flicker(masks, following, flow * NAN) == (0, 0)
 
 
+def test_few_lost_instances_prove_little() -> None:
+    # Wilson's interval by hand for 8 of 14: (0.5714 + 0.0966 - 0.2381) / 1.1933.
+    assert mask_checks.surely_lost(8, 14) == pytest.approx(0.360, abs=0.001)
+    assert mask_checks.surely_lost(160, 280) > 0.5
+    assert mask_checks.surely_lost(12, 12) == pytest.approx(12 / (12 + 1.645**2))
+    assert mask_checks.surely_lost(0, 9) == pytest.approx(0, abs=1e-12)
+
+
 def test_depth_strays() -> None:
     label = np.array([1] * 8 + [2] * 3 + [0])
     depth = np.array([10.0] * 7 + [30.0] + [5.0, 50.0, 90.0] + [1.0])
@@ -172,15 +181,50 @@ def test_ground_tilt(degrees: float) -> None:
     assert np.isnan(lidar_checks.ground_tilt(points[:50]))
 
 
-def test_half_a_sweep_has_half_the_sectors() -> None:
+def test_half_a_sweep_reaches_half_around() -> None:
     origin = np.zeros(3)
-    full = lidar_checks.sweep_shape(sweep(), origin)
-    half = lidar_checks.sweep_shape(sweep()[sweep()[:, 1] > 0], origin)
-    assert (full.sectors, half.sectors) == (36, 18)
-    assert full.ratios(full) == 1
-    assert half.ratios(full) == pytest.approx(0.5, abs=0.03)
-    assert lidar_checks.sweep_shape(np.zeros((0, 3)), origin).ratios(full) == 0
-    assert lidar_checks.usual_shape([full, full, half]).sectors == 36
+    full = sweep_extent(sweep(), origin)
+    half = sweep_extent(sweep()[sweep()[:, 1] > 0], origin)
+    assert (full.sectors > 0).all()
+    assert full.sectors.sum() == full.points == 4000
+    assert full.cells[1:-1, 1:-1].all()
+    usual = usual_extent([full, full, half])
+    assert usual.points == 4000
+    assert (usual.ratio(full), usual.missing_degrees(full), usual.reached_share(full)) == (1, 0, 1)
+    assert usual.ratio(half) == pytest.approx(0.5, abs=0.03)
+    assert usual.missing_degrees(half) == 180
+    # Squares on the right are reached by two of the three sweeps: only those on the left are expected.
+    assert usual.reached_share(half) == 1
+    assert usual_extent([full]).reached_share(half) == 0.5
+
+
+def test_no_points_reach_nothing() -> None:
+    origin = np.zeros(3)
+    usual, none = usual_extent([sweep_extent(sweep(), origin)]), sweep_extent(np.zeros((0, 3)), origin)
+    assert (usual.ratio(none), usual.missing_degrees(none), usual.reached_share(none)) == (0, 360, 0)
+    assert np.isnan(usual_extent([none]).reached_share(none))
+
+
+def test_azimuth_and_elevation_by_hand() -> None:
+    azimuth, elevation = azimuth_elevation(np.array([[1.0, 0, 0], [0, 2, 0], [-1, 0, 1], [0, -1, 0], [0, 0, -3]]))
+    np.testing.assert_allclose(azimuth, [0, 90, 180, 270, 0])
+    np.testing.assert_allclose(elevation, [0, 0, 45, 0, -90])
+
+
+def test_sweeps_add_up_in_histograms() -> None:
+    found = SweepHistograms()
+    points = np.array([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0], [-500.0, 0.0, 0.0]])
+    found.add(points, np.zeros(3), unseen=1, lost=1)
+    found.add(points[:0], np.zeros(3), unseen=0, lost=0)
+    out = found.result()
+    assert (out["sweeps"], out["points_per_sweep"]) == (2, 1.5)
+    assert (out["unseen_share"], out["not_finite_share"]) == (1 / 3, 1 / 4)
+    assert out["histograms"]["range_m"]["counts"][1] == 2  # sqrt(10) m, bins of 2 m
+    assert out["histograms"]["range_m"]["counts"][-1] == 1
+    assert out["histograms"]["azimuth_deg"]["counts"][3] == 2  # atan(1/3) is 18.4 degrees
+    density = np.array(out["density"]["per_m2"])
+    assert density[15, 15] == 2 / 2 / 16  # two points in two sweeps on 16 square metres
+    assert density.sum() == density[15, 15]
 
 
 def test_depth_edges_lie_on_the_border_of_a_post() -> None:

@@ -57,6 +57,14 @@ def lidar_turned(table: SceneTable, arrays: Arrays) -> SceneTable:
     return table
 
 
+def sector_lost(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Every third sweep lacks 60 degrees on the right."""
+    points = arrays["lidar"]["lidar/points"][::3]
+    azimuth = np.degrees(np.arctan2(points[..., 1], points[..., 0] - 0.5))
+    points[np.abs(azimuth + 90) < 30] = np.nan
+    return table
+
+
 CORRUPTIONS: dict[str, tuple[Change, set[str]]] = {
     "pose shifted by 0.3 m": (pose_shifted, {"static_bias"}),
     "camera time off by 50 ms": (camera_late, {"pose_time"}),
@@ -68,6 +76,7 @@ CORRUPTIONS: dict[str, tuple[Change, set[str]]] = {
     "instances dropped": (instances_dropped, {"mask_flicker"}),
     "masks shifted by 8 px": (masks_shifted, {"mask_edges"}),
     "LiDAR turned by 1 degree": (lidar_turned, {"lidar_alignment"}),
+    "LiDAR sector lost": (sector_lost, {"lidar_azimuth"}),
     "one image frozen": (image_frozen, {"frozen"}),
 }
 TRUTH = {"truth_flow", "truth_masks", "truth_depth"}

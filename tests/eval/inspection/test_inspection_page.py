@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eval.inspection.gallery import cards
-from eval.inspection.page import embedded, report_page, write_report
+from eval.inspection.page import Drawn, embedded, report_page, write_report
 from eval.inspection.run import Inspection, inspect_store
 from eval.inspection.serve import make_server
 from eval.inspection.settings import InspectionSettings
@@ -34,7 +34,7 @@ def test_data_in_the_page_cannot_end_its_element() -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere(inspection: Inspection, drawn: list[dict[str, Any]]) -> None:
-    page = report_page(inspection.result, drawn)
+    page = report_page(inspection.result, Drawn(drawn))
     assert "connect-src 'none'" in page
     assert "default-src 'none'" in page
     for word in ('src="http', 'href="http', "@import", "url(", "import("):
@@ -44,7 +44,7 @@ def test_the_page_loads_nothing_from_elsewhere(inspection: Inspection, drawn: li
 def test_filter_swipe_reject_and_export(
     inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
 ) -> None:
-    report, twin = write_report(inspection.result, drawn, tmp_path)
+    report, twin = write_report(inspection.result, Drawn(drawn), tmp_path)
     assert json.loads(twin.read_text())["schema_version"] == 1
     page.open(report.as_uri())
     assert page.run("document.querySelectorAll('.card').length") == len(drawn) == 6
@@ -72,6 +72,43 @@ def test_filter_swipe_reject_and_export(
     assert page.errors == []
 
 
+def test_another_store_is_shown_side_by_side(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    """The comparison's rows and pictures, with names that are hostile."""
+    card = drawn[0]
+    row = {"name": "flow_valid", "title": "Flow present", "unit": "share", "pairs": 6, "own": 0.05, "other": 0.6}
+    row |= {"median_difference": -0.5, "low": -0.6, "high": -0.4, "worse": True, "better": False, "newly_good": 0}
+    frame = {"scene": HOSTILE, "t": -1, "camera": "", "own": 0.05, "other": 0.6}
+    same = row | {"name": "exposure", "title": "Exposure", "worse": False, "newly_bad": {"count": 0, "frames": []}}
+    row["newly_bad"] = {"count": 1, "frames": [frame]}
+    result = dict(inspection.result)
+    result["against"] = {"store": HOSTILE, "keyframes": 6, "unreadable": 1, "checks": [row, same]}
+    pair = {
+        "check": "flow_valid",
+        "layer": "flow",
+        "scene": HOSTILE,
+        "t": 1,
+        "camera": HOSTILE,
+        "own": 0.05,
+        "other": 0.6,
+    }
+    pair |= {"command": HOSTILE, "other_command": HOSTILE}
+    pair |= {"pictures": card["pictures"], "other_pictures": card["pictures"]}
+    report, twin = write_report(result, Drawn(drawn, [pair]), tmp_path)
+    assert "pictures" not in json.loads(twin.read_text())["pairs"][0]
+    page.open(report.as_uri())
+    assert page.run("document.getElementById('against').hidden") is False
+    assert page.run("document.querySelectorAll('.pair img').length") == 2
+    assert page.run("document.querySelector('.pair img').naturalWidth") == 160
+    assert page.run("document.querySelectorAll('#against table')[0].querySelectorAll('tbody tr').length") == 1
+    assert page.run("document.querySelector('#against .state.fail').textContent") == "worse"
+    assert page.run("document.querySelectorAll('#lidar svg').length") == 4
+    assert page.run("window.hacked") is None
+    assert page.run("document.querySelectorAll('img[src=\"x\"]').length") == 0
+    assert page.errors == []
+
+
 def test_hostile_names_stay_text(
     inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
 ) -> None:
@@ -81,7 +118,7 @@ def test_hostile_names_stay_text(
     result["coverage"]["scenes"][0]["scene"] = HOSTILE
     result["provenance"][0]["licence"] = HOSTILE
     hostile = [{**card, "scene": HOSTILE, "camera": HOSTILE, "command": HOSTILE} for card in drawn]
-    report, _ = write_report(result, hostile, tmp_path)
+    report, _ = write_report(result, Drawn(hostile), tmp_path)
     page.open(report.as_uri())
     assert page.run("window.hacked") is None
     assert page.run("document.querySelectorAll('img[src=\"x\"]').length") == 0
@@ -92,7 +129,7 @@ def test_hostile_names_stay_text(
 def test_every_keyframe_can_be_browsed_and_rejected(
     inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
 ) -> None:
-    server = make_server(inspection, drawn, tmp_path)
+    server = make_server(inspection, Drawn(drawn), tmp_path)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -103,7 +140,7 @@ def test_every_keyframe_can_be_browsed_and_rejected(
         page.wait("document.getElementById('title').textContent.includes('keyframe 3')")
         page.run("document.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight' }))")
         page.run("document.dispatchEvent(new KeyboardEvent('keydown', { key: '2' }))")
-        page.wait("document.getElementById('title').textContent.includes('keyframe 4 of 6 · CAM_LEFT')")
+        page.wait("document.getElementById('title').textContent.includes('keyframe 4 of 0–5 · CAM_LEFT')")
         page.wait(f"now.token === {json.dumps(inspection.inspector.reader.scene('street-0').table.tokens[4])}")
         page.run(
             "const box = document.getElementById('under').getBoundingClientRect();"
@@ -114,6 +151,7 @@ def test_every_keyframe_can_be_browsed_and_rejected(
         page.run("reject()")
         marks = read_exclusions(tmp_path / "exclusions.json")
         assert [(m.scene, m.t, m.by) for m in marks] == [("street-0", 4, "reviewer")]
+        assert page.run("document.getElementById('legend').naturalWidth") > 100
         assert page.errors == []
     finally:
         server.shutdown()

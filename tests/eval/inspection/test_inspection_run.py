@@ -1,7 +1,10 @@
 """An inspection as a whole: sampling, verdicts, comparison, cards, single sheets, exclusions, and the command."""
 
+import gc
 import json
+import math
 import shlex
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +15,17 @@ from typer.testing import CliRunner
 
 from eval.inspection.catalogue import BY_NAME, CHECKS
 from eval.inspection.compare import compare
+from eval.inspection.drift import NAMED, Drift
 from eval.inspection.gallery import cards, reopen
+from eval.inspection.measure import RIG
 from eval.inspection.reject import automatic
 from eval.inspection.report import beside, make_report
-from eval.inspection.run import inspect_store
+from eval.inspection.run import Inspector, inspect_store
 from eval.inspection.sampling import sample_keyframes
 from eval.inspection.settings import InspectionSettings, Threshold, load_settings
+from eval.inspection.side_by_side import pair_cards
 from eval.inspection.tally import KEPT_WORST, Spread, Tally
-from eval.inspection.verdict import check_result, state_of
+from eval.inspection.verdict import CHANCE, LEAST_OF_CAMERA, check_result, state_of, too_many
 from eval.rules import EvaluationError
 from storage.exclusions import ExcludedFrame, excluded_by, read_exclusions, write_exclusions
 from storage.reader import StoreReader
@@ -39,7 +45,7 @@ def no_flow(table: SceneTable, arrays: Arrays) -> SceneTable:
 def test_every_check_is_explained() -> None:
     assert len(BY_NAME) == len(CHECKS)
     for check in CHECKS:
-        assert check.extent[0] <= check.limit <= check.extent[1]
+        assert check.values.extent[0] <= check.bad.limit <= check.values.extent[1]
         assert check.measures.endswith(".")
         assert check.meaning.endswith(".")
 
@@ -56,20 +62,61 @@ def test_a_sample_is_even_seeded_and_in_order() -> None:
 
 
 def test_states_by_share() -> None:
-    spread = Spread(BY_NAME["static_scatter"], InspectionSettings())
+    spread = Spread(BY_NAME["static_bias"], InspectionSettings())
     assert state_of(spread) == "none"
     for k in range(100):
-        spread.add(0.05, "s", k, 0)
+        spread.add(0.05, "s", k, RIG)
     assert state_of(spread) == "pass"
     for k in range(17):
-        spread.add(0.5, "s", 100 + k, 1)
-    assert state_of(spread) == "warn"  # 17 of 117 are 14.5 %, 15 % are allowed
-    spread.add(0.9, "s", 117, 1)
+        spread.add(0.5, "s", 100 + k, RIG)
+    assert state_of(spread) == "warn"  # 17 of 117 are more than the 10 % that may be: so do 7 % of good samples
+    spread.add(0.9, "s", 117, RIG)
     assert state_of(spread) == "fail"
     found = check_result(spread)
-    assert found["worst"][0] == {"scene": "s", "t": 117, "camera": 1, "value": 0.9}
-    assert found["by_camera"] == {"0": {"bad": 0, "count": 100}, "1": {"bad": 18, "count": 18}}
+    assert found["worst"][0] == {"scene": "s", "t": 117, "camera": RIG, "value": 0.9}
+    assert found["by_camera"] == {str(RIG): {"bad": 18, "count": 118}}
     assert sum(found["histogram"]["counts"]) == 118
+
+
+def test_too_many_is_a_binomial_test() -> None:
+    # At least one of four at 10 %: 1 - 0.9^4 = 0.34. Two: 1 - 0.9^4 - 4 0.1 0.9^3 = 0.052. Half is not the majority.
+    assert [too_many(bad, 4, 0.1) for bad in range(5)] == [False, False, False, True, True]
+    # Two of three at 10 %: 0.028; at 40 % chance gives it often, but then the median is bad.
+    assert too_many(2, 3, 0.1)
+    assert too_many(2, 3, 0.4)
+    assert [too_many(bad, 100, 0.4) for bad in (40, 48, 49, 50)] == [False, False, True, True]
+    assert too_many(1, 1000, 0.0)
+    assert not too_many(0, 5, 0.0)
+    assert not too_many(7, 10, 0.8)
+    # Exact against the sum itself.
+    for count, share in ((9, 0.15), (26, 0.1), (40, 0.05)):
+        for bad in range(count // 2 + 1):
+            tail = sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(bad, count + 1))
+            assert too_many(bad, count, share) == (tail < CHANCE and bad > share * count), (bad, count, share)
+
+
+def test_one_systematically_bad_value_of_one_fails() -> None:
+    spread = Spread(BY_NAME["mask_edges"], InspectionSettings())
+    spread.add(8.0, "the only scene", RIG, RIG)
+    assert state_of(spread) == "fail"
+    for k in range(3):
+        spread.add(0.0, f"another {k}", RIG, RIG)
+    assert state_of(spread) == "warn"
+
+
+def test_one_camera_of_six_is_enough() -> None:
+    spread = Spread(BY_NAME["lidar_alignment"], InspectionSettings())
+    for k in range(60):
+        spread.add(1.2 if k % 6 == 4 else 0.1, "s", k // 6, k % 6)
+    assert spread.bad < spread.settings.share(spread.check) * spread.count
+    assert state_of(spread) == "fail"
+    assert check_result(spread)["bad_cameras"] == [4]
+    few = Spread(BY_NAME["lidar_alignment"], InspectionSettings())
+    for k in range(LEAST_OF_CAMERA - 1):
+        few.add(1.2, "s", k, 4)
+        few.add(0.1, "s", k, 0)
+        few.add(0.1, "s", k, 1)
+    assert state_of(few) == "warn"
 
 
 def test_memory_of_a_check_is_bounded() -> None:
@@ -88,7 +135,7 @@ def test_thresholds_are_configured(tmp_path: Path) -> None:
     settings = load_settings(path, seed=5, sample=None)
     assert (settings.sample, settings.seed) == (7, 5)
     assert settings.bad(BY_NAME["flow_valid"], 0.6)
-    assert settings.share(BY_NAME["flow_valid"]) == BY_NAME["flow_valid"].share
+    assert settings.share(BY_NAME["flow_valid"]) == BY_NAME["flow_valid"].bad.share
     path.write_text("checks: {flow_vald: {limit: 1}}")
     with pytest.raises(EvaluationError, match="did you mean 'flow_valid'"):
         load_settings(path)
@@ -131,7 +178,7 @@ def test_damage_is_reported_and_the_rest_inspected(clean_store: Path, corrupt: C
 @pytest.mark.slow
 def test_paired_comparison(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
     path = corrupt(clean_store, tmp_path / "store.zarr", no_flow)
-    found = compare(inspect_store(path, InspectionSettings(scenes=ONE)), clean_store)
+    found = compare(inspect_store(path, InspectionSettings(scenes=ONE)), clean_store).result
     rows = {row["name"]: row for row in found["checks"]}
     assert found["keyframes"] == 6
     newly = rows["flow_valid"]["newly_bad"]
@@ -139,6 +186,56 @@ def test_paired_comparison(clean_store: Path, corrupt: Corrupt, tmp_path: Path) 
     assert [(f["scene"], f["t"], f["camera"]) for f in newly["frames"]] == [("street-0", 2, "CAM_LEFT")]
     assert rows["photometric"]["median_difference"] == 0
     assert not any(row["worse"] or row["better"] for row in rows.values())
+
+
+def test_drifts_keep_what_moved_farthest_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.inspection.drift.KEPT_PAIRS", 500)
+    drift = Drift(BY_NAME["flow_valid"], InspectionSettings())  # low is bad, limit 0.1
+    for k in range(1000):
+        drift.add("s", k, 0, own=0.5, other=0.5 + (k % 100) * 1e-3, other_t=k)
+    drift.add("s", 7, 1, own=0.05, other=0.3, other_t=9)
+    drift.add("s", 8, 1, own=0.9, other=0.05, other_t=8)
+    drift.close()
+    assert (drift.count, len(drift.kept), len(drift.moved)) == (1002, 500, NAMED)
+    assert (drift.newly_bad, drift.newly_good) == (1, 1)
+    assert [(p.t, p.other_t, p.own) for p in drift.spoilt] == [(7, 9, 0.05)]
+    assert drift.moved[0] == drift.spoilt[0]
+    assert drift.moved[1].moved == pytest.approx(0.099)
+    found = drift.result(("A", "B"))
+    assert found["worse"]
+    assert found["median_difference"] == pytest.approx(-0.0495, abs=0.01)
+    few = Drift(BY_NAME["flow_valid"], InspectionSettings())
+    few.add("s", 0, 0, own=0.2, other=0.9, other_t=0)
+    assert not few.result(("A",))["worse"]
+    assert found["newly_bad"]["frames"] == [{"scene": "s", "t": 7, "camera": "B", "own": 0.05, "other": 0.3}]
+
+
+def test_both_stores_are_drawn_side_by_side(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
+    path = corrupt(clean_store, tmp_path / "store.zarr", no_flow)
+    inspection = inspect_store(path, InspectionSettings(scenes=ONE, worst=3, thumbnail=80))
+    comparison = compare(inspection, clean_store)
+    found = pair_cards(inspection, comparison)
+    first = found[0]
+    assert (first["check"], first["scene"], first["t"], first["camera"]) == ("flow_valid", "street-0", 2, "CAM_LEFT")
+    assert first["own"] == 0 < first["other"]
+    assert first["pictures"]["flow"] != first["other_pictures"]["flow"]
+    assert first["pictures"]["image"] == first["other_pictures"]["image"]
+    assert shlex.split(first["other_command"])[2:] == [
+        str(clean_store), "--scene", "street-0", "--frame", "2", "--camera", "CAM_LEFT"
+    ]  # fmt: skip
+    assert len({(card["scene"], card["t"], card["camera"]) for card in found}) == len(found)
+
+
+@pytest.mark.slow
+def test_a_store_does_not_differ_from_itself(clean_store: Path) -> None:
+    inspection = inspect_store(clean_store, InspectionSettings(scenes=ONE, every=True))
+    comparison = compare(inspection, clean_store)
+    assert pair_cards(inspection, comparison) == []
+    names = {row["name"]: row for row in comparison.result["checks"]}
+    assert all(row["low"] == row["high"] == 0 for row in names.values())
+    assert {"mask_edges", "mask_count", "lidar_level", "truth_masks", "pose_jump", "pose_time"} <= set(names)
+    assert names["mask_edges"]["pairs"] == 1
+    assert names["pose_jump"]["pairs"] == 4
 
 
 @pytest.mark.slow
@@ -149,9 +246,9 @@ def test_a_store_that_is_worse_everywhere_says_so(clean_store: Path, corrupt: Co
         return table
 
     path = corrupt(clean_store, tmp_path / "store.zarr", zeroed)
-    worse = compare(inspect_store(path, InspectionSettings(sample=6)), clean_store)
+    worse = compare(inspect_store(path, InspectionSettings(sample=6)), clean_store).result
     assert {row["name"] for row in worse["checks"] if row["worse"]} >= {"photometric", "static_bias"}
-    better = compare(inspect_store(clean_store, InspectionSettings(sample=6)), path)
+    better = compare(inspect_store(clean_store, InspectionSettings(sample=6)), path).result
     assert {row["name"] for row in better["checks"] if row["better"]} >= {"photometric", "static_bias"}
 
 
@@ -234,6 +331,19 @@ def test_a_store_of_images_alone(clean_store: Path, corrupt: Corrupt, tmp_path: 
     assert measured == {"coverage", "frozen", "exposure", "camera_offset", "pose_time", "pose_jump"}
     assert made.failing() == ["Cues present"]
     assert made.page.exists()
+
+
+def test_a_closed_keyframe_is_freed_at_once(clean_store: Path) -> None:
+    keyframe = Inspector.open(clean_store, InspectionSettings()).keyframe("street-0", 1)
+    assert all(view.image is not None for view in keyframe.cameras())
+    gone = weakref.ref(keyframe)
+    gc.disable()
+    try:
+        keyframe.close()
+        del keyframe
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_where_the_page_goes() -> None:

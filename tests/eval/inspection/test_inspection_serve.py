@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eval.inspection.page import Drawn
 from eval.inspection.run import inspect_store
 from eval.inspection.serve import make_server
 from eval.inspection.settings import InspectionSettings
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ask(clean_store: Path, folder: Path) -> Iterator[Ask]:
     """A function from path (and headers, body, method) to status and body."""
-    server = make_server(inspect_store(clean_store, InspectionSettings(sample=2)), [], folder)
+    server = make_server(inspect_store(clean_store, InspectionSettings(sample=2)), Drawn([]), folder)
     port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -128,6 +129,6 @@ def test_marks_are_checked_and_merged(ask: Ask, folder: Path) -> None:
 def test_an_address_that_is_not_this_machines(clean_store: Path, tmp_path: Path) -> None:
     found = inspect_store(clean_store, InspectionSettings(sample=1))
     with pytest.raises(EvaluationError, match="cannot listen there"):
-        make_server(found, [], tmp_path, host="203.0.113.7")
+        make_server(found, Drawn([]), tmp_path, host="203.0.113.7")
     with pytest.raises(EvaluationError, match="cannot listen there"):
-        make_server(found, [], tmp_path, host="example.org")
+        make_server(found, Drawn([]), tmp_path, host="example.org")
