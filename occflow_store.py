@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,8 +16,11 @@ _LINES = 20
 _ROWS = 60
 """Rows of scene and cue that `status` shows one by one."""
 
-SourceArgument = Annotated[Path, typer.Argument(help="The store to copy from; it is only read.")]
-DestinationArgument = Annotated[Path, typer.Argument(help="The store to copy into; made where there is none.")]
+_WHERE = "a path, or s3://bucket/….zarr"
+SourceArgument = Annotated[str, typer.Argument(help=f"The store to copy from, {_WHERE}; it is only read.")]
+DestinationArgument = Annotated[
+    str, typer.Argument(help=f"The store to copy into, {_WHERE}; made where there is none.")
+]
 TruthOption = Annotated[bool, typer.Option("--truth", help="The truth store beside it as well.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace other commits of the same units.")]
 WorkersOption = Annotated[int, typer.Option(min=1, help="Units copied at a time.")]
@@ -60,7 +62,7 @@ def subset(
 @app.command()
 @verb
 def prune(
-    store: Annotated[Path, typer.Argument(help="A cue store.")],
+    store: Annotated[str, typer.Argument(help=f"A cue store, {_WHERE}.")],
     truth: TruthOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -83,13 +85,13 @@ def prune(
     say(f"next: occflow {'store prune' if dry_run else 'verify'} {store}")
 
 
-def _transfer(source: Path, destination: Path, truth: bool, workers: int, dry_run: bool, **options: Any) -> None:
+def _transfer(source: str, destination: str, truth: bool, workers: int, dry_run: bool, **options: Any) -> None:
     """Cues first, then truth; exits with 1 where something is damaged in the source."""
     from storage.transfer import check_space, transfer
     from storage.transfer_plan import plan_transfer
     from storage.truth import truth_path
 
-    pairs = [(source, destination, options)]
+    pairs: list[tuple[Any, Any, dict[str, Any]]] = [(source, destination, options)]
     if truth:
         every_cue = options | {"cues": None, "upstream": False}
         pairs.append((truth_path(source), truth_path(destination), every_cue))

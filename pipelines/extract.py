@@ -11,6 +11,7 @@ from threading import Event
 from pipelines.batches import Batch, Outcome
 from pipelines.block import extract_block, jpeg_bounds
 from pipelines.config import CuesConfig
+from pipelines.cues.scene_links import link_scene
 from pipelines.datasets.records import DataError
 from pipelines.models import in_turn
 from pipelines.plan import Plan, fingerprint, plan
@@ -168,12 +169,11 @@ def going_on(config: CuesConfig, work: Plan) -> str | None:
 
 
 def begin_report(config: CuesConfig, work: Plan) -> ExtractReport:
-    """A report of what is current already; if anything is to be done, what killed writers left is removed first."""
+    """A report of what is current already; what killed writers left is removed first."""
     bench = workbench(config)
-    if work.open:
-        for store in (bench.open_store(False), bench.open_store(True)):
-            if store is not None:
-                store.sweep_temporaries()
+    for store in (bench.open_store(False), bench.open_store(True)):
+        if store is not None:
+            store.sweep_temporaries()
     report = ExtractReport(current=work.count("current"), skipped_scenes=dict(work.skipped))
     if work.open and isinstance(bench.store.path, Path):  # a journal is appended to, which object storage cannot
         report.journal = RunJournal(bench.store.path, [item.name for item in work.open])
@@ -181,8 +181,14 @@ def begin_report(config: CuesConfig, work: Plan) -> ExtractReport:
 
 
 def finish_report(config: CuesConfig, work: Plan, report: ExtractReport) -> None:
-    """Add the raw files that were left out, and what the reader noticed."""
+    """Join the ids of masks over blocks; add the raw files that were left out, and what the reader noticed."""
     bench = workbench(config)
+    store = bench.open_store(False)
+    if store is not None and "masks" in config.cues:
+        for scene in dict.fromkeys(item.unit.scene for item in work.work):
+            # Within one block the masks' own ids go on.
+            if store.record(UnitId(INIT, scene)) is not None and len(store.blocks(scene)) > 1:
+                link_scene(store, scene)
     report.journal = None
     for scene in dict.fromkeys(item.unit.scene for item in work.work):
         inputs = bench.known_inputs(scene)

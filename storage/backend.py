@@ -69,6 +69,10 @@ class Backend(Protocol):
         """Keys of all files below a folder, sorted."""
         ...
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of every file below a folder, by key."""
+        ...
+
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files; those that are not there are passed over."""
         ...
@@ -118,6 +122,14 @@ class LocalBackend:
         """As Backend."""
         for path in sorted(p for p in (self.root / folder).rglob("*") if p.is_file()):
             yield path.relative_to(self.root).as_posix()
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """As Backend."""
+        found: dict[str, int] = {}
+        for key in self.list(folder):
+            with contextlib.suppress(FileNotFoundError):
+                found[key] = (self.root / key).stat().st_size
+        return found
 
     def delete(self, keys: Iterable[str]) -> None:
         """As Backend."""
@@ -182,6 +194,10 @@ class ObjectBackend:
         """As Backend."""
         for info in self.client.list(self.key(folder)):
             yield info.key.removeprefix(self._prefix)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """As Backend."""
+        return {info.key.removeprefix(self._prefix): info.size for info in self.client.list(self.key(folder))}
 
     def delete(self, keys: Iterable[str]) -> None:
         """As Backend."""

@@ -1,10 +1,9 @@
 """Direct reads of committed chunks: record, cached shard index, one read, checksum, decode. No zarr."""
 
+import contextlib
 import hashlib
 import json
-import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -15,26 +14,18 @@ import numpy as np
 
 from storage.backend import ObjectBackend, backend
 from storage.codecs import EMPTY, decode_chunk
-from storage.commit import (
-    CommitRecord,
-    ShardEntry,
-    commit_path,
-    read_record,
-    read_records,
-    record_units,
-)
-from storage.errors import CueMissing, StoreDamage, StoreRebuilt
+from storage.commit import CommitRecord, ShardEntry, record_units
+from storage.errors import StoreDamage, StoreRebuilt
 from storage.layout import INIT, TABLE_ARRAYS, UnitId, generation_path
 from storage.location import Location, ObjectPath
+from storage.records import KnownRecords
 from storage.schema import SceneTable
-from storage.shards import LocalShard, RemoteShard, RowCache
+from storage.shards import LocalShard, RemoteShard, RowCache, rows
 
 OPEN_SHARDS = 128
 """Shard files kept open per reader; each costs a descriptor and 16 bytes per chunk."""
 REMOTE_SHARDS = 1024
 """The same in a bucket, where one costs no descriptor, but a request to open."""
-RECORDS_S = 5.0
-"""Seconds for which a listing of a bucket's records is believed: so long a new unit may stay unseen."""
 KEPT_SMALL = 256
 """Decoded keyframes of small arrays that a reader keeps."""
 _REPAIR = "Run `occflow verify --repair` on the store, then `occflow cues` again to rebuild the unit."
@@ -44,80 +35,35 @@ class ChunkReader:
     """Chunks of committed units of one store, by name and position. Threads may share it; pickles as its path.
 
     Args:
-        ahead: in a bucket, read the records of a whole scene when one of them is wanted, several at a time, and
-            believe a listing of the records for RECORDS_S: for readers that go through scenes.
+        ahead: as for KnownRecords.
     """
 
     def __init__(self, root: Location, *, ahead: bool = False) -> None:
         self.root = root
-        self._ahead_of = ahead
-        self._listing_lock = threading.Lock()
-        self._listing: tuple[float, set[UnitId]] = (-RECORDS_S, set())
+        self._known = KnownRecords(root, ahead=ahead)
         self._remote = ObjectBackend(root) if isinstance(root, ObjectPath) else None
         self._rows = RowCache()
         self._lock = threading.Lock()
         self._shards: OrderedDict[str, LocalShard | RemoteShard] = OrderedDict()
         self._small: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
-        self._records: dict[UnitId, CommitRecord] = {}
-        self._stamps: dict[UnitId, tuple[int, int] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "ahead": self._ahead_of}
+        return {"root": self.root, "ahead": self._known.ahead}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["root"], ahead=state["ahead"])
 
     def record(self, unit: UnitId) -> CommitRecord | None:
-        """The unit's record, None when it is not committed. A found record is kept: the reader sees one generation."""
-        with self._lock:
-            known = self._records.get(unit)
-        if known is not None:
-            return known
-        if self._remote is not None and self._ahead_of:
-            return self._record_ahead(unit)
-        stamp = _stamp(commit_path(self.root, unit))
-        found = read_record(self.root, unit)
-        if found is not None:
-            with self._lock:
-                if unit not in self._records:
-                    self._records[unit], self._stamps[unit] = found, stamp
-                found = self._records[unit]
-        return found
-
-    def _record_ahead(self, unit: UnitId) -> CommitRecord | None:
-        """As `record`, with all records of its scene."""
-        # Not the lock of shards: requests that others have under way, and are waited for here, take that one.
-        with self._listing_lock:
-            listed, present = self._listing
-            if time.monotonic() - listed > RECORDS_S:
-                present = set(record_units(self.root))
-                self._listing = (time.monotonic(), present)
-            wanted = [u for u in present if u.scene == unit.scene and u not in self._records]
-            if unit in wanted:
-                for one, found in zip(wanted, read_records(self.root, wanted), strict=True):
-                    if isinstance(found, CommitRecord):
-                        self._records[one] = found
-                    elif one == unit and found is not None:
-                        raise found
-            return self._records.get(unit)
+        """As KnownRecords.record."""
+        return self._known.record(unit)
 
     def visible(self, unit: UnitId) -> CommitRecord | None:
-        """As `record`, but None also for a block that was committed under another init unit than the scene's."""
-        record = self.record(unit)
-        if record is None:
-            return None
-        init = self.record(UnitId(INIT, unit.scene))
-        return record if init is not None and init.init == record.init else None
+        """As KnownRecords.visible."""
+        return self._known.visible(unit)
 
     def require(self, unit: UnitId) -> CommitRecord:
-        """As `visible`. Raises CueMissing."""
-        record = self.visible(unit)
-        if record is None:
-            raise CueMissing(
-                f"{self.root}: unit {unit} is not committed. Run `occflow cues CONFIG --scenes {unit.scene}"
-                + (f" --cues {unit.cue}`." if unit.cue != INIT else "`.")
-            )
-        return record
+        """As KnownRecords.require. Raises CueMissing."""
+        return self._known.require(unit)
 
     def scenes(self) -> list[str]:
         """Scenes whose init unit is committed, sorted."""
@@ -176,23 +122,28 @@ class ChunkReader:
         """Whether every read is a request, so that `prefetch` is worth its while."""
         return self._remote is not None
 
-    def prefetch(self, wanted: Iterable[tuple[CommitRecord, str, int]]) -> None:
-        """Fetch all chunks of (record, array, keyframe), several requests at a time; nothing on a disk.
+    def prefetch(self, wanted: Iterable[tuple[CommitRecord, str, int, int | None]]) -> None:
+        """Fetch all cameras of (record, array, keyframe, sweep slot or None for all): from a bucket by several requests
+        at a time, and wait for them; on a disk the kernel is asked to read what is not in memory, while this goes on.
 
         What fails here fails again, and is told, when it is read.
         """
         if self._remote is None:
+            for one in wanted:
+                with contextlib.suppress(StoreDamage, StoreRebuilt, OSError):
+                    self._ahead(*one)
             return
         pool, under_way = self._remote.client.pool, list[Future[None]]()
-        for record, name, t in wanted:
-            under_way.append(pool.submit(self._ahead, record, record.shard(name), t))
+        for one in wanted:
+            under_way.append(pool.submit(self._ahead, *one))
         for future in under_way:
             future.exception()
 
-    def _ahead(self, record: CommitRecord, entry: ShardEntry, t: int) -> None:
+    def _ahead(self, record: CommitRecord, name: str, t: int, slot: int | None) -> None:
+        entry = record.shard(name)
         shard = self._open(record, entry)
-        if isinstance(shard, RemoteShard):
-            shard.ahead(t - record.frames[0])
+        for row in rows(entry, t - record.frames[0], slot):
+            shard.ahead(row)
 
     def table(self, scene: str) -> SceneTable:
         """The scene's table. Raises CueMissing, StoreDamage, StoreRebuilt."""
@@ -229,7 +180,7 @@ class ChunkReader:
             raise self._gone(record, entry.key) from error
         try:
             layout = entry.layout
-            return decode_chunk(data, layout.codec, np.dtype(layout.dtype), layout.chunk, borrow=borrow)
+            return decode_chunk(data, layout.codec, layout.stored, layout.chunk, borrow=borrow)
         except StoreDamage as error:
             raise StoreDamage(f"{self._where(record, entry, number)}: {error}. {_REPAIR}") from error
 
@@ -260,11 +211,11 @@ class ChunkReader:
             if self._remote is not None:
                 shard = RemoteShard(self._remote, entry, self._rows, whole=whole)
             else:
-                shard = LocalShard(Path(str(path)))
+                shard = LocalShard(Path(str(path)), entry)
                 # After the open: data of another commit at this path is only ever there after the record of this one
                 # is gone. In a bucket there never is any: no two commits write one key.
-                if self._stamps.get(record.unit) != _stamp(commit_path(self.root, record.unit)):
-                    self._check_current(record, entry.key)
+                if not self._known.unchanged(record):
+                    self._known.check_current(record, entry.key)
         except FileNotFoundError as error:
             raise self._gone(record, entry.key) from error
         size = shard.size()
@@ -279,22 +230,9 @@ class ChunkReader:
     def _truncated(self, entry: ShardEntry, size: int) -> StoreDamage:
         return StoreDamage(f"{self.root / entry.key}: {size} bytes, but {entry.size} were committed. {_REPAIR}")
 
-    def _check_current(self, record: CommitRecord, key: str) -> None:
-        """Raise StoreRebuilt unless the unit is still committed with the same data."""
-        stamp = _stamp(commit_path(self.root, record.unit))
-        current = read_record(self.root, record.unit)
-        if current is None or (current.init, current.shards) != (record.init, record.shards):
-            state = "was rebuilt" if current is not None else "is no longer committed"
-            raise StoreRebuilt(
-                f"{self.root / key}: unit {record.unit} {state} since this reader opened it. Open the store again "
-                "(a new StoreReader) to read what is committed now."
-            )
-        with self._lock:
-            self._stamps[record.unit] = stamp
-
     def _gone(self, record: CommitRecord, key: str) -> StoreDamage:
         """The error for a missing file: damage, unless that is due to another commit. Raises StoreRebuilt."""
-        self._check_current(record, key)
+        self._known.check_current(record, key)
         return StoreDamage(f"{self.root / key}: this committed file is missing. {_REPAIR}")
 
 
@@ -302,22 +240,11 @@ def _position(record: CommitRecord, entry: ShardEntry, t: int, rest: tuple[int, 
     """Number of a chunk in its shard, and its shape without the axes that `t` and `rest` stand for. IndexError."""
     layout = entry.layout
     first, end = record.frames
-    if not first <= t < end or any(not 0 <= p < n for p, n in zip(rest, layout.shape[1:], strict=False)):
+    inside = first <= t < end
+    number = (t - first) * layout.steps[0]
+    for p, length, step in zip(rest, layout.shape[1:], layout.steps[1:], strict=False):
+        inside = inside and 0 <= p < length
+        number += p * step
+    if not inside:
         raise IndexError(f"array {layout.name!r} of unit {record.unit}: no position {(t, *rest)} in {layout.shape}")
-    number, at = t - first, 1 + len(rest)
-    for p, cells in zip(rest, layout.grid[1:], strict=False):
-        number = number * cells + p
-    for cells in layout.grid[at:]:
-        number *= cells
-    return number, layout.chunk[at:]
-
-
-def _stamp(path: Location) -> tuple[int, int] | None:
-    """What changes when a file is replaced; None without a file, and for an object: nobody asks for it."""
-    if isinstance(path, ObjectPath):
-        return None
-    try:
-        state = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return state.st_ino, state.st_mtime_ns
+    return number, layout.chunk[1 + len(rest) :]

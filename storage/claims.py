@@ -136,14 +136,16 @@ class ObjectTurn:
             return tag, None
 
     def _collect(self, record: CommitRecord) -> None:
-        if is_init(self._unit):
-            collect_bucket_scene(self._place, self._unit.scene, self._specs)
-        else:
+        if not is_init(self._unit):
             specs = self._specs[self._unit.cue]
             self._place.delete(key for k in range(record.generation) for key in shard_keys(self._unit, specs, k))
         if self._claim is not None:
             old = [k for k in _generations(self._place, self._unit) if k <= record.generation]
             self._place.delete(_claim(self._unit, k) + end for k in old for end in ("", _DONE))
+        if is_init(
+            self._unit
+        ):  # after the claims, or what a dead opener of the scene left would count as being written
+            collect_bucket_scene(self._place, self._unit.scene, self._specs)
 
 
 @contextlib.contextmanager

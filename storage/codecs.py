@@ -10,16 +10,13 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
+from storage.checksum import checksum, intact
 from storage.errors import StoreDamage
 
 EMPTY = 0xFFFFFFFFFFFFFFFF
 """Offset and length of a chunk that a shard does not hold."""
-
-_RESIDUE = 0x48674BC7
-"""crc32c of any message followed by its own little-endian crc32c; checking so spares a copy of the message."""
 
 _BLOSC_SIZE_AT = 4
 """Where a blosc buffer says how many bytes it holds; its decompressor leaves a larger target partly unwritten."""
@@ -55,15 +52,6 @@ def zarr_codecs(codec: str, dtype: np.dtype) -> list[dict[str, Any]]:
     return chain
 
 
-def _checksum(data: bytes) -> bytes:
-    return struct.pack("<I", google_crc32c.value(data))
-
-
-def _intact(data: bytes | memoryview) -> bool:
-    # As an array: the library takes no memoryview.
-    return len(data) >= 4 and google_crc32c.value(np.frombuffer(data, np.uint8)) == _RESIDUE
-
-
 def encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
     """Encode one chunk, its crc32c last."""
     check_codec(codec)
@@ -79,7 +67,7 @@ def encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
 
         how = _BLOSC[codec]
         data = bytes(blosc.compress(chunk, how["cname"].encode(), how["clevel"], _SHUFFLE[how["shuffle"]], 0))
-    return data + _checksum(data)
+    return data + checksum(data)
 
 
 def _fill(out: np.ndarray, plain: bytes | memoryview) -> int:
@@ -101,14 +89,21 @@ def _unpack_zstd(body: memoryview, out: np.ndarray) -> int:
     return size
 
 
+_ZSTD_SIZE_BYTES = (0, 2, 4, 8)
+_ZSTD_DICTIONARY_BYTES = (0, 1, 2, 4)
+
+
 def _zstd_size(frame: memoryview) -> int | None:
-    """Bytes that a zstd frame says it holds, None where it does not (RFC 8878, 3.1.1.1). Raises struct.error."""
-    (descriptor,) = struct.unpack_from("<B", frame, 4)
-    at = 5 + (0, 1, 2, 4)[descriptor & 3] + (not descriptor & 32)
-    kind = descriptor >> 6
-    if kind == 0 and not descriptor & 32:
+    """Bytes that a zstd frame says it holds, None where it does not (RFC 8878, 3.1.1.1). Raises IndexError."""
+    descriptor = frame[4]
+    kind, single = descriptor >> 6, bool(descriptor & 32)
+    if kind == 0 and not single:
         return None
-    (size,) = struct.unpack_from(("<B", "<H", "<I", "<Q")[kind], frame, at)
+    at = 5 + _ZSTD_DICTIONARY_BYTES[descriptor & 3] + (not single)
+    length = _ZSTD_SIZE_BYTES[kind] or 1
+    if len(frame) < at + length:
+        raise IndexError("the frame ends within its header")
+    size = int.from_bytes(frame[at : at + length], "little")
     return size + 256 if kind == 1 else size
 
 
@@ -125,7 +120,7 @@ def decode_chunk(
     Raises:
         StoreDamage: the checksum does not fit, or the content does not fill the shape. The caller adds where.
     """
-    if not _intact(data):
+    if not intact(data):
         raise StoreDamage("crc32c does not fit")
     body = memoryview(data)[:-4]
     dtype = dtype.newbyteorder("<")
@@ -143,7 +138,7 @@ def decode_chunk(
             size = _unpack_zstd(body, out)
         else:
             size = _fill(out, body)
-    except (RuntimeError, ValueError, struct.error) as error:
+    except (RuntimeError, ValueError, IndexError, struct.error) as error:
         raise StoreDamage(f"cannot decode {codec} chunk: {error}") from error
     if size != out.nbytes:
         raise StoreDamage(f"cannot decode {codec} chunk: it holds {size} bytes, {out.nbytes} were expected")
@@ -163,7 +158,7 @@ def shard_pieces(chunks: Iterator[np.ndarray | None], codec: str) -> Iterator[by
         offset += len(piece)
         yield piece
     index = np.asarray(entries, dtype="<u8").tobytes()
-    yield index + _checksum(index)
+    yield index + checksum(index)
 
 
 def index_size(chunks: int) -> int:
@@ -173,6 +168,6 @@ def index_size(chunks: int) -> int:
 
 def decode_index(data: bytes) -> np.ndarray:
     """Index of a shard, uint64 (chunks, 2) offset and length. Raises StoreDamage when its crc32c does not fit."""
-    if not _intact(data):
+    if not intact(data):
         raise StoreDamage("crc32c of the shard index does not fit")
     return np.frombuffer(data[:-4], "<u8").reshape(-1, 2)

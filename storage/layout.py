@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -90,6 +91,16 @@ class ArrayLayout:
     def grid(self) -> tuple[int, ...]:
         """Chunks per axis of one shard."""
         return tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """By how much a chunk's number in its shard grows along each axis."""
+        return tuple(math.prod(self.grid[axis + 1 :]) for axis in range(len(self.grid)))
+
+    @cached_property
+    def stored(self) -> np.dtype:
+        """The dtype as it is stored."""
+        return np.dtype(self.dtype).newbyteorder("<")
 
     def shard_key(self, block: int) -> str:
         """Path of the shard that holds a block, below the store's root; dots spare a folder per axis and block."""

@@ -6,7 +6,6 @@ compared with what is there before it counts as one. Needs the package obstore (
 
 from __future__ import annotations  # the method `list` hides the type in what follows it
 
-import configparser
 import errno
 import os
 import random
@@ -15,21 +14,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
-from storage.errors import StoreError
 from storage.location import ObjectPath
 from storage.object_errors import Failure, ObjectStoreError, explain, failure_of
+from storage.object_options import open_bucket, options_of_environment
 
 ATTEMPTS = 10
 """Times a request is sent before it is given up: about half a minute of waiting."""
 FIRST_ATTEMPTS = 4
 """The same while the endpoint never answered: a mistyped one is told within seconds."""
 BACKOFF_S, BACKOFF_MAX_S = 0.2, 10.0
-TIMEOUT_S = 120.0
-"""For one request, body included. `OCCFLOW_S3_TIMEOUT_S` in the environment overrides it."""
 WHOLE = 64 << 20
 """Bytes up to which an object goes up in one request; larger ones go in parts."""
 IN_FLIGHT = 16
@@ -58,8 +54,8 @@ class ObjectClient:
         self.conditional: bool | None = None
         """Whether the server honours conditions on puts; None before that was tried."""
         self._reached = False
-        self._store = _s3(bucket, options, retries=0)
-        self._parts = _s3(bucket, options, retries=5)
+        self._store = open_bucket(bucket, options, retries=0)
+        self._parts = open_bucket(bucket, options, retries=5)
 
     def get(self, key: str) -> bytes:
         """A whole object. Raises FileNotFoundError."""
@@ -269,57 +265,13 @@ def _of_obstore(error: Exception) -> bool:
     return isinstance(error, BaseError | FileNotFoundError)
 
 
-def _s3(bucket: str, options: dict[str, Any], retries: int) -> Any:
-    try:
-        from obstore.store import S3Store
-    except ImportError as error:
-        message = f"s3://{bucket}: object storage needs the package obstore: pip install 'occflow[s3]'."
-        raise StoreError(message) from error
-    timeout = timedelta(seconds=float(os.environ.get("OCCFLOW_S3_TIMEOUT_S", TIMEOUT_S)))
-    client: dict[str, Any] = {"timeout": timeout, "connect_timeout": min(timeout, timedelta(seconds=10))}
-    client["allow_http"] = str(options.get("endpoint", "")).startswith("http://")
-    retry: Any = {"max_retries": retries, "retry_timeout": 2 * timeout}
-    try:
-        return S3Store(bucket, **options, client_options=cast(Any, client), retry_config=retry)
-    except Exception as error:
-        raise StoreError(f"s3://{bucket}: cannot be opened: {error}. Check the AWS_… variables.") from error
-
-
-def _options() -> dict[str, Any]:
-    """What the environment says of endpoint, region and credentials, as the AWS tools read it."""
-    env = os.environ
-    options: dict[str, Any] = {}
-    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        options["endpoint"] = endpoint.rstrip("/")
-    options["region"] = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
-    names = {"access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"}
-    names["session_token"] = "AWS_SESSION_TOKEN"
-    given = {option: env[name] for option, name in names.items() if env.get(name)}
-    return options | (given or _profile())
-
-
-def _profile() -> dict[str, str]:
-    """Credentials of AWS_PROFILE, or the default profile, in ~/.aws/credentials; none where there is no such file."""
-    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
-    parser = configparser.RawConfigParser(default_section="")
-    try:
-        parser.read(path)
-        section = dict(parser[os.environ.get("AWS_PROFILE", "default")])
-    except (KeyError, configparser.Error, OSError):
-        return {}
-    names = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key"}
-    names["aws_session_token"] = "session_token"
-    return {option: section[name] for name, option in names.items() if name in section}
-
-
 _clients: dict[tuple[Any, ...], ObjectClient] = {}
 _opening = threading.Lock()
 
 
 def client_of(path: ObjectPath) -> ObjectClient:
     """This process's client of a path's bucket, under what the environment says now. Raises StoreError."""
-    options = _options()
+    options = options_of_environment()
     # A client made before a fork is not used after it: its threads are not there.
     key = (os.getpid(), path.bucket, *sorted(options.items()))
     with _opening:

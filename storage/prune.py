@@ -3,14 +3,17 @@
 Nothing committed is touched. Scenes with a writer at work, or with a damaged record, are left alone and told.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage import files
-from storage.commit import CommitRecord, commit_path, is_init, read_record, record_units
-from storage.errors import StoreDamage, StoreError
+from storage.backend import LocalBackend, ObjectBackend, backend
+from storage.claims import live_claims
+from storage.commit import CommitRecord, commit_key, is_init, read_records, record_units
+from storage.errors import StoreDamage
 from storage.layout import INIT, PENDING, UnitId
+from storage.location import Location, ObjectPath
 from storage.store import CueStore
 from storage.work import unit_lock
 
@@ -22,14 +25,17 @@ class Leftover:
     A kept one stands for a whole scene that cannot be looked at now; `why` says what to do first.
     """
 
-    path: Path
+    path: Location
     bytes: int
     why: str
     kept: bool = False
 
 
-def prune(path: str | Path, *, dry_run: bool = False) -> list[Leftover]:
+def prune(path: str | Path | ObjectPath, *, dry_run: bool = False) -> list[Leftover]:
     """Remove what no commit record names, and records that readers do not see.
+
+    In a bucket, what a killed writer left stays until its claim is a day old: until then its scene counts as one with
+    a writer at work.
 
     Args:
         dry_run: only say what would go.
@@ -38,32 +44,55 @@ def prune(path: str | Path, *, dry_run: bool = False) -> list[Leftover]:
         What went (or would go), and with `kept` the scenes that were passed over.
 
     Raises:
-        StoreError: there is no store at this path, or the disk refuses.
+        StoreError: there is no store at this path, or the disk or server refuses.
         SchemaVersionError: a record of another schema version, which names files in a way that is not known here.
     """
     store = CueStore.open(path)
-    root = store.path
-    if not isinstance(root, Path):
-        raise StoreError(
-            f"{root}: pruning works on a disk so far; `occflow verify --repair` cleans a store in a bucket."
-        )
+    place = backend(store.path)
+    if isinstance(place, ObjectBackend):
+        return _prune_bucket(store, place, dry_run)
+    root = place.root
     found = list(_scratch(root))
     try:
         if not dry_run:
             store.sweep_temporaries()
-        for scene in sorted(p for p in (root / "scenes").glob("*") if p.is_dir()):
+        for scene in place.children("scenes")[0]:
             # Whoever holds this lock alone keeps every writer of the scene out.
-            with unit_lock(root, UnitId(INIT, scene.name), timeout_s=0) as free:
+            with unit_lock(root, UnitId(INIT, scene), timeout_s=0) as free:
                 if not free:
-                    found.append(Leftover(scene, 0, "a writer is at work in this scene; prune again later", kept=True))
+                    found.append(_at_work(place, scene))
                     continue
-                left = list(_scene(root, scene))
+                left = list(_scene(place, scene, place.sizes(f"scenes/{scene}")))
                 found += left
                 if not dry_run:
-                    _remove([item.path for item in left if not item.kept], root)
+                    _remove([item.path for item in left if isinstance(item.path, Path) and not item.kept], root)
     except OSError as error:
         raise files.explain(error, root, "removing what nobody needs") from error
     return found
+
+
+def _prune_bucket(store: CueStore, place: ObjectBackend, dry_run: bool) -> list[Leftover]:
+    """Nobody can be kept out of a bucket: what is listed first and nobody is at work on, or named, after it, can go."""
+    if not dry_run:
+        store.sweep_temporaries()
+    found: list[Leftover] = []
+    for scene in place.children("scenes")[0]:
+        sizes = place.sizes(f"scenes/{scene}")
+        if any(unit.scene == scene for unit, _ in live_claims(place)):
+            found.append(_at_work(place, scene))
+            continue
+        left = list(_scene(place, scene, sizes))
+        found += left
+        if not dry_run:
+            keys = [str(item.path).removeprefix(f"{place.root}/") for item in left if not item.kept]
+            place.delete(key for key in keys if key.startswith("commits/"))
+            place.delete(key for key in keys if not key.startswith("commits/"))
+    return found
+
+
+def _at_work(place: LocalBackend | ObjectBackend, scene: str) -> Leftover:
+    why = "a writer is at work in this scene; prune again later"
+    return Leftover(place.root / "scenes" / scene, 0, why, kept=True)
 
 
 def _scratch(root: Path) -> Iterator[Leftover]:
@@ -73,38 +102,37 @@ def _scratch(root: Path) -> Iterator[Leftover]:
                 yield Leftover(folder, _size(folder), "scratch of a writer that was killed")
 
 
-def _scene(root: Path, scene: Path) -> Iterator[Leftover]:
-    """What of a scene can go. The caller keeps writers out."""
+def _scene(place: LocalBackend | ObjectBackend, scene: str, sizes: dict[str, int]) -> Iterator[Leftover]:
+    """What of a scene can go, of its files (bytes by key). The caller keeps writers out, or knows of none."""
+    root: Location = place.root
+    units = [unit for unit in record_units(root) if unit.scene == scene]
     records: list[CommitRecord] = []
-    for unit in record_units(root):
-        if unit.scene == scene.name:
-            try:
-                record = read_record(root, unit)
-            except StoreDamage:
-                # Its data may be sound: that is for `verify --repair` to say, not for us to take.
-                why = f"unit {unit} has a damaged record; run `occflow verify --repair` first"
-                yield Leftover(scene, 0, why, kept=True)
-                return
-            if record is not None:
-                records.append(record)
+    for unit, record in zip(units, read_records(root, units), strict=True):
+        if isinstance(record, StoreDamage):
+            # Its data may be sound: that is for `verify --repair` to say, not for us to take.
+            why = f"unit {unit} has a damaged record; run `occflow verify --repair` first"
+            yield Leftover(root / "scenes" / scene, 0, why, kept=True)
+            return
+        if record is not None:
+            records.append(record)
     init = next((record for record in records if is_init(record.unit)), None)
-    named: set[Path] = set()
+    named: set[str] = set()
     for record in records:
         if init is not None and record.init != init.init:
-            path = commit_path(root, record.unit)
-            yield Leftover(path, path.stat().st_size, "its block belongs to an earlier init unit of the scene")
+            key = commit_key(record.unit)
+            yield Leftover(root / key, len(place.get(key)), "its block belongs to an earlier init unit of the scene")
             continue
         # Blocks whose init unit was taken back are visible again once the same table is committed: they stay.
-        named.update(root / entry.key for entry in record.shards)
-        named.update(root / key for key in record.metadata)
-    for path in sorted(p for p in scene.rglob("*") if p.is_file() and p not in named):
-        old = path.relative_to(scene).parts[0] == "generations"
-        yield Leftover(path, path.stat().st_size, "of a replaced generation" if old else "no commit record names it")
+        named.update(entry.key for entry in record.shards)
+        named.update(record.metadata)
+    for key in sorted(set(sizes) - named):
+        old = key.startswith(f"scenes/{scene}/generations/")
+        yield Leftover(root / key, sizes[key], "of a replaced generation" if old else "no commit record names it")
 
 
-def _remove(paths: list[Path], root: Path) -> None:
+def _remove(paths: Iterable[Path], root: Path) -> None:
     """Records first: a reader never sees one whose data is gone."""
-    commits = root / "commits"
+    commits, paths = root / "commits", list(paths)
     records = [path for path in paths if path.parent == commits]
     for path in records:
         files.remove_file(path)

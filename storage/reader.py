@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int16, UInt8, UInt16
+from jaxtyping import Bool, Float32, Int16, Int32, UInt8, UInt16
 
 from storage.attributes import read_attributes
 from storage.chunks import ChunkReader
@@ -15,7 +15,10 @@ from storage.commit import CommitRecord
 from storage.errors import CueMissing, StoreDamage, StoreError
 from storage.layout import INIT, UnitId
 from storage.location import ObjectPath, as_location
-from storage.schema import SceneTable, StoreAttributes, decode_flow
+from storage.schema import CUES, SceneTable, StoreAttributes, decode_flow
+
+_SELDOM_READ = {spec.name for specs in CUES.values() for spec in specs if spec.optional}
+"""Arrays that no step of training reads: nothing fetches them beforehand."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +131,16 @@ class SceneReader:
             found = self._records[unit] = self._source.require(unit)
         return found
 
-    def prefetch(self, wanted: Iterable[tuple[str, int]]) -> None:
-        """Fetch (cue, keyframe) for all cameras, in requests side by side; nothing to do on a disk.
+    def prefetch(self, wanted: Iterable[tuple[str, int] | tuple[str, int, int]]) -> None:
+        """Fetch (cue, keyframe), or (cue, keyframe, sweep slot), for all cameras: a sample's list, before it is read.
 
-        What is read one after another then comes from memory (the last shards.KEPT bytes are kept). Cues that are not
-        committed are passed over. What fails is told when it is read.
+        From a bucket in requests side by side, kept in memory (the last shards.KEPT bytes); on a disk by asking the
+        kernel to read ahead, which costs next to nothing where all is in memory. Cues that are not committed are
+        passed over. What fails is told when it is read.
         """
-        if self._source.remote:
-            records = [(self._source.visible(self.unit(cue, t)), t) for cue, t in wanted]
-            self._source.prefetch((r, s.layout.name, t) for r, t in records if r is not None for s in r.shards)
+        found = [(self._source.visible(self.unit(cue, t)), t, slot[0] if slot else None) for cue, t, *slot in wanted]
+        wanted_arrays = ((r, s.layout.name, t, slot) for r, t, slot in found if r is not None for s in r.shards)
+        self._source.prefetch(one for one in wanted_arrays if one[1] not in _SELDOM_READ)
 
     def image(self, t: int, c: int) -> UInt8[np.ndarray, "H W 3"]:
         """RGB image at network size."""
@@ -155,10 +159,15 @@ class SceneReader:
         rows = self._source.chunk(self.record("masks", t), "masks/table", t, c)
         return rows[rows[:, 0] > 0]
 
+    def scene_ids(self, t: int, c: int) -> Int32[np.ndarray, " m"]:
+        """Id over the whole scene of each row of `mask_table`, from the cue `instances`."""
+        rows = len(self.mask_table(t, c))
+        return self._source.chunk(self.record("instances", t), "instances/linked", t, c)[:rows]
+
     def flow(self, slot: str, t: int, c: int) -> FlowCue:
         """Flow of slot `next`, `prev` or `aux`. Where there is no target frame all of it is invalid."""
         record = self.record(f"flow_{slot}", t)
-        self.prefetch([(f"flow_{slot}", t)])
+        self._together(f"flow_{slot}", t)
         read, small = self._source.chunk, self._source.small
         return FlowCue(
             flow=read(record, f"flow/{slot}/flow", t, c),
@@ -167,10 +176,17 @@ class SceneReader:
             target_sweep=int(small(record, f"flow/{slot}/target_sweep", t)[c]),
         )
 
+    def flow_source(self, slot: str, t: int, c: int) -> UInt8[np.ndarray, "h w"] | None:
+        """Where each pixel's flow is from, see schema.NO_FLOW; None where the block does not say (a single backend)."""
+        record, name = self.record(f"flow_{slot}", t), f"flow/{slot}/source"
+        if all(shard.layout.name != name for shard in record.shards):
+            return None
+        return self._source.chunk(record, name, t, c)
+
     def lidar(self, t: int) -> LidarCue:
         """LiDAR points of a keyframe; none where the sweep is missing."""
         record = self.record("lidar", t)
-        self.prefetch([("lidar", t)])
+        self._together("lidar", t)
         read, small = self._source.chunk, self._source.small
         count = int(small(record, "lidar/count", t))
         return LidarCue(
@@ -179,10 +195,14 @@ class SceneReader:
             origin=small(record, "lidar/origin", t).copy(),
         )
 
+    def _together(self, cue: str, t: int, *slot: int) -> None:
+        """In a bucket, have the requests for a cue's arrays under way side by side."""
+        if self._source.remote:
+            self.prefetch([(cue, t, *slot)])  # type: ignore[list-item]
+
     def _image(self, cue: str, array: str, lengths: str, t: int, *rest: int) -> UInt8[np.ndarray, "height width 3"]:
         record = self.record(cue, t)
-        if self._source.remote:
-            self.prefetch([(cue, t)])
+        self._together(cue, t, *rest[:-1])
         length = int(self._source.small(record, lengths, t)[rest])
         data = self._source.borrowed(record, array, t, *rest)
 

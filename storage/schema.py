@@ -13,9 +13,13 @@ FLOW_SCALE = 64
 """Stored flow is int16 in 1/64 of a render pixel."""
 UNKNOWN_CLASS = 255
 
+NO_FLOW, FLOW_OUTSIDE, FLOW_INSIDE = 0, 1, 2
+"""Values of flow/<slot>/source: no correspondence; from what labels the flow outside the masks (UniMatch, DIS); from
+what labels it inside them (tracks). The notes of the commit record name the two."""
+
 MASK_TABLE_FIELDS = ("id", "class", "score", "x0", "y0", "x1", "y1", "linked")
 """Columns of masks_table: instance id (0 = row unused), class index (255 unknown), score in [0, 1], box in network
-pixels, id linked over the scene (0 = not linked)."""
+pixels, id linked over the block (0 = not linked); the cue `instances` has the ids that go on over the scene."""
 MASK_TABLE_ROWS = 64
 
 
@@ -81,7 +85,10 @@ class SceneTable:
 # cut to 1 in a chunk.
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a cue: name, dtype, symbolic shape after T, axes (after T) with chunk length 1, codec, fill."""
+    """One array of a cue: name, dtype, symbolic shape after T, axes (after T) with chunk length 1, codec, fill.
+
+    optional: a block may come without it, and then has nothing of it on disk.
+    """
 
     name: str
     dtype: str
@@ -89,6 +96,7 @@ class ArraySpec:
     chunked_axes: int
     codec: str
     fill: float = 0
+    optional: bool = False
 
 
 def _flow(slot: str) -> tuple[ArraySpec, ...]:
@@ -98,6 +106,7 @@ def _flow(slot: str) -> tuple[ArraySpec, ...]:
         ArraySpec(f"{path}/confidence", "uint8", ("C", "h", "w"), 1, "zstd1"),
         ArraySpec(f"{path}/target_frame", "int32", ("C",), 0, "zstd1", -1),
         ArraySpec(f"{path}/target_sweep", "int32", ("C",), 0, "zstd1", -1),
+        ArraySpec(f"{path}/source", "uint8", ("C", "h", "w"), 1, "zstd1", NO_FLOW, optional=True),
     )
 
 
@@ -123,10 +132,15 @@ CUES: dict[str, tuple[ArraySpec, ...]] = {
     "flow_next": _flow("next"),
     "flow_prev": _flow("prev"),
     "flow_aux": _flow("aux"),
+    "instances": (ArraySpec("instances/linked", "int32", ("C", "M"), 1, "zstd1", optional=True),),
 }
 """Cue name -> its arrays. Flow: render pixels on frame t's render grid; target_frame is a keyframe index (-1: no
 target), target_sweep the sweep slot after that keyframe (-1: the keyframe itself). LiDAR points: ego frame at LiDAR
-time; cameras: bit c set where camera c sees the point."""
+time; cameras: bit c set where camera c sees the point. instances/linked: id over the whole scene of each row of
+masks/table, per camera, 0 = row unused."""
+
+DERIVED = frozenset({"instances"})
+"""Cues that are made of other cues, where there is need of them."""
 
 TRUTH: dict[str, tuple[ArraySpec, ...]] = {
     "occupancy": (

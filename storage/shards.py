@@ -1,4 +1,4 @@
-"""Open shards: a file's descriptor on a disk; range requests in a bucket, a keyframe's chunks by one request."""
+"""Open shards: a file's descriptor on a disk; range requests in a bucket, the chunks of a row by one request."""
 
 import os
 import threading
@@ -16,7 +16,7 @@ from storage.errors import StoreDamage
 WHOLE_SHARD = 64 << 10
 """Bytes up to which a shard in a bucket is read whole, with its index: small arrays cost one request per block."""
 ROW = 8 << 20
-"""Bytes up to which all chunks of a keyframe (its cameras') are read by one request, when one of them is wanted."""
+"""Bytes up to which all chunks of a row (its cameras') are read by one request, when one of them is wanted."""
 KEPT = 64 << 20
 """Bytes of such rows that a reader keeps: the cameras of a keyframe are read one after another."""
 LEAST_BUFFER = 1 << 20
@@ -38,11 +38,38 @@ def _chunks(entry: ShardEntry) -> int:
     return int(np.prod(entry.layout.grid))
 
 
+def _per_row(entry: ShardEntry) -> int:
+    """Chunks of a row: the cameras of a keyframe, or of one of its sweep slots."""
+    return next((cells for cells in reversed(entry.layout.grid[1:]) if cells > 1), 1)
+
+
+def rows(entry: ShardEntry, frame: int, slot: int | None = None) -> range:
+    """Rows of a keyframe (its number in the block), or of one sweep slot where the array is cut along these."""
+    layout = entry.layout
+    number, count = frame * layout.steps[0], layout.steps[0]
+    if slot is not None and len(layout.grid) > 1 and layout.grid[1] > 1:
+        number, count = number + slot * layout.steps[1], layout.steps[1]
+    width = _per_row(entry)
+    return range(number // width, -(-(number + count) // width))
+
+
+def _span(index: np.ndarray, entry: ShardEntry, row: int) -> tuple[int, int]:
+    """Where the chunks of a row lie: one after another, as they were written. Empty where it has none."""
+    width = _per_row(entry)
+    part = index[row * width : (row + 1) * width]
+    part = part[part[:, 0] != EMPTY]
+    if not len(part):
+        return 0, 0
+    first, last = int(part[:, 0].min()), int((part[:, 0] + part[:, 1]).max())
+    return first, min(last, entry.size)
+
+
 class LocalShard:
     """A shard's descriptor and index. Closed when the last user lets go, so a cache may drop it at any time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entry: ShardEntry) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._entry = entry
         self.index: np.ndarray = np.empty((0, 2), np.uint64)
 
     def __del__(self) -> None:
@@ -63,6 +90,12 @@ class LocalShard:
         """The bytes of chunk `number`, which lie there; valid until this thread reads again."""
         view = _buffer(length)
         return view[: os.preadv(self._descriptor, [view], offset)]
+
+    def ahead(self, row: int) -> None:
+        """Have the kernel read a row that will be wanted, where it is not in memory; does not wait."""
+        first, last = _span(self.index, self._entry, row)
+        if last > first and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, first, last - first, os.POSIX_FADV_WILLNEED)
 
 
 class RowCache:
@@ -110,7 +143,6 @@ class RemoteShard:
         self._place, self._entry, self._rows = place, entry, rows
         self._start = 0 if whole or entry.size <= WHOLE_SHARD else entry.size - index_size(_chunks(entry))
         self._tail = self.request(self._start, entry.size - self._start)
-        self._per_row = max(1, _chunks(entry) // entry.layout.grid[0])
         self.index: np.ndarray = np.empty((0, 2), np.uint64)
 
     def size(self) -> int | None:
@@ -131,8 +163,8 @@ class RemoteShard:
         """The bytes of chunk `number`, which lie there. Raises FileNotFoundError, ObjectStoreError."""
         if offset >= self._start:
             return self._tail[offset - self._start : offset - self._start + length]
-        row = number // self._per_row
-        first, last = self._span(row)
+        row = number // _per_row(self._entry)
+        first, last = _span(self.index, self._entry, row)
         if last - first > ROW:
             return self.request(offset, length)
         data = self._rows.get(self, row, first, last - first)
@@ -140,15 +172,6 @@ class RemoteShard:
 
     def ahead(self, row: int) -> None:
         """Fetch a row that will be wanted. Raises as `read`."""
-        first, last = self._span(row)
+        first, last = _span(self.index, self._entry, row)
         if first < self._start and last - first <= ROW:
             self._rows.get(self, row, first, last - first)
-
-    def _span(self, row: int) -> tuple[int, int]:
-        """Where the chunks of a row lie: one after another, as they were written. Empty where it has none."""
-        part = self.index[row * self._per_row : (row + 1) * self._per_row]
-        part = part[part[:, 0] != EMPTY]
-        if not len(part):
-            return 0, 0
-        first, last = int(part[:, 0].min()), int((part[:, 0] + part[:, 1]).max())
-        return first, min(last, self._entry.size)

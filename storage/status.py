@@ -10,6 +10,7 @@ from storage.journal import RunLog, read_runs
 from storage.layout import INIT, UnitId, blocks, cue_specs
 from storage.location import Location, as_location
 from storage.progress import TRUTH, RunProgress, latest_failures, run_progress
+from storage.schema import DERIVED
 from storage.truth import truth_path
 
 
@@ -96,7 +97,10 @@ class _Known:
                 continue
             count = len(blocks(init.frames[1], self.attributes.block_keyframes))
             for cue in self.cues:
-                rows.append(self._row([UnitId(cue, scene, block) for block in range(count)], init))  # noqa: PERF401
+                units = [UnitId(cue, scene, block) for block in range(count)]
+                # Made of other cues and only where there is need: without it nothing is missing.
+                if cue not in DERIVED or any(unit in self.units or unit in self.damaged for unit in units):
+                    rows.append(self._row(units, init))
         return rows
 
     def _unopened(self, unit: UnitId) -> StatusRow:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,17 +10,15 @@ import numpy as np
 
 from storage import files
 from storage.attributes import read_attributes
-from storage.backend import Batch, ObjectBackend, backend
+from storage.backend import ObjectBackend, backend
 from storage.chunks import ChunkReader
 from storage.claims import StartOver, check_conditions, collect_bucket_scene, discard_from_bucket, scene_generations
 from storage.collect import collect_scene
 from storage.commit import CommitRecord, Provenance, as_read, commit_path, read_record, record_units
 from storage.errors import StoreDamage, StoreError
-from storage.invariants import broken_rules
 from storage.layout import (
     INIT,
     SPARE_ROOT,
-    TABLE_ARRAYS,
     ArrayLayout,
     UnitId,
     axis_sizes,
@@ -29,17 +27,14 @@ from storage.layout import (
     cue_specs,
     encode_json,
     generation_path,
-    group_metadata,
-    group_paths,
     root_metadata,
-    table_layout,
 )
 from storage.location import Location, ObjectPath, as_location
 from storage.profiles import reduced
 from storage.schema import SceneTable, StoreAttributes
-from storage.tables import check_attributes, check_table, init_digest, table_metadata
+from storage.tables import check_attributes, check_table, init_digest
 from storage.work import Turn, decodable, scene_lock, sweep, sweep_unit, turn, unit_lock, writing
-from storage.writer import check_block, write_shard
+from storage.writer import check_unit, write_block, write_table
 
 __all__ = ["CommitRecord", "CueStore", "Provenance", "SceneTable", "StoreAttributes", "UnitId"]
 
@@ -174,10 +169,17 @@ class CueStore:
             if found is not None and found.init == digest:
                 record = replace(found, provenance=Provenance(fingerprint))
             else:
-                record = self._write_table(unit, table, digest, fingerprint, mine)
+                generation = mine.reserve(self._next_generation(scene, digest))
+                sizes, folder = axis_sizes(self.attributes, table), generation_path(scene, generation)
+                always = {spec.name for specs in self._specs.values() for spec in specs if not spec.optional}
+                every = [layout for cue in self._specs for layout in self._layouts(cue, sizes, folder)]
+                blocks_of = [layout for layout in every if layout.name in always]
+                shards, metadata = write_table(table, sizes, folder, scene, blocks_of, mine.batch)
+                span, source = (0, table.length), Provenance(fingerprint)
+                record = CommitRecord(unit, generation, span, digest, shards, metadata, source, sizes)
             return mine.publish(as_read(record))
 
-        return self._in_turn(unit, write)
+        return self.in_turn(unit, write)
 
     def commit_block(self, unit: UnitId, arrays: Mapping[str, np.ndarray], provenance: Provenance) -> CommitRecord:
         """Write one block of one cue, all its arrays, and make it visible in one step.
@@ -188,8 +190,8 @@ class CueStore:
         Args:
             unit: cue, scene and block; the scene's init unit must be committed.
             arrays: by the names of the cue's specs, first axis = keyframes of the block. Ragged axes (image bytes,
-                LiDAR points, mask rows) may be shorter than the scene's maximum. Of their precision the store keeps
-                what its profile says.
+                LiDAR points, mask rows) may be shorter than the scene's maximum; optional arrays may be left out. Of
+                their precision the store keeps what its profile says.
             provenance: where the data comes from; `fingerprint` decides about rebuilding.
 
         Raises:
@@ -200,7 +202,7 @@ class CueStore:
             raise StoreError(f"cue {unit.cue!r} is not one of this store's: {', '.join(self._specs)}.")
         with scene_lock(self.path, unit.scene):
             init = self._init(unit.scene)
-            frames = self._check(unit, arrays, init)
+            frames = check_unit(unit, arrays, self._specs[unit.cue], init, self.attributes.block_keyframes)
             kept = reduced(arrays, self.attributes.profile)
 
             def write(mine: Turn) -> CommitRecord:
@@ -211,15 +213,14 @@ class CueStore:
                         return found
                     first = found.generation + 1
                 generation = mine.reserve(first)
-                layouts = self._layouts(unit.cue, init.sizes, generation_path(unit.scene, generation))
-                shards = tuple(write_shard(kept[layout.name], layout, unit.block, mine.batch) for layout in layouts)
-                metadata = _write_metadata(mine.batch, layouts)
-                mine.batch.land()
+                every = self._layouts(unit.cue, init.sizes, generation_path(unit.scene, generation))
+                layouts = [layout for layout in every if layout.name in kept]
+                shards, metadata = write_block(kept, layouts, unit.block, mine.batch)
                 span = (frames.start, frames.stop)
                 record = CommitRecord(unit, generation, span, init.init, shards, metadata, provenance)
                 return mine.publish(as_read(record))
 
-            return self._in_turn(unit, write)
+            return self.in_turn(unit, write)
 
     def discard(self, unit: UnitId) -> None:
         """Take a unit back: its record first, then its data, so that it is extracted again. No-op where there is none.
@@ -255,8 +256,11 @@ class CueStore:
         """
         return sweep(self.path, self._specs)
 
-    def _in_turn(self, unit: UnitId, write: Callable[[Turn], CommitRecord]) -> CommitRecord:
-        """What `write` returns, in as many turns as it takes for no other writer to have come between."""
+    def in_turn(self, unit: UnitId, write: Callable[[Turn], CommitRecord]) -> CommitRecord:
+        """What `write` returns, in as many turns as it takes for no other writer to have come between.
+
+        Raises StoreError when others keep changing the unit, or the disk refuses.
+        """
         for _ in range(_TURNS):
             with contextlib.suppress(StartOver), turn(self.path, unit, self._specs) as mine:
                 return write(mine)
@@ -264,6 +268,9 @@ class CueStore:
             f"{self.path}: unit {unit} was changed by other writers {_TURNS} times while it was written. Let one "
             "writer at a time make a unit, then run the same command again."
         )
+
+    def _layouts(self, cue: str, sizes: Mapping[str, int], folder: str) -> list[ArrayLayout]:
+        return [cue_layout(spec, sizes, self.attributes.block_keyframes, folder) for spec in self._specs[cue]]
 
     def _init(self, scene: str) -> CommitRecord:
         record = read_record(self.path, UnitId(INIT, scene))
@@ -279,54 +286,6 @@ class CueStore:
         if isinstance(place, ObjectBackend):  # writers at work, and dead ones, may hold generations without a record
             others.extend(scene_generations(place, scene))
         return max(others) + 1 if others else 0
-
-    def _layouts(self, cue: str, sizes: Mapping[str, int], folder: str) -> list[ArrayLayout]:
-        return [cue_layout(spec, sizes, self.attributes.block_keyframes, folder) for spec in self._specs[cue]]
-
-    def _check(self, unit: UnitId, arrays: Mapping[str, np.ndarray], init: CommitRecord) -> range:
-        """The block's keyframes, once the arrays are what the cue needs. Raises StoreError."""
-        spans = blocks(init.frames[1], self.attributes.block_keyframes)
-        if unit.block >= len(spans):
-            raise StoreError(f"unit {unit}: scene {unit.scene!r} has blocks 0 to {len(spans) - 1}.")
-        specs = self._specs[unit.cue]
-        names = {spec.name for spec in specs}
-        if names != set(arrays):
-            raise StoreError(
-                f"unit {unit}: arrays missing {sorted(names - set(arrays))}, left over {sorted(set(arrays) - names)}."
-            )
-        layouts = self._layouts(unit.cue, init.sizes, generation_path(unit.scene, init.generation))
-        for spec, layout in zip(specs, layouts, strict=True):
-            check_block(f"{unit} {spec.name}", arrays[spec.name], spec, layout, len(spans[unit.block]))
-        broken = broken_rules(arrays, init.frames[1])
-        if broken:
-            raise StoreError(f"unit {unit}: {'; '.join(broken)}. The extractor is at fault; nothing was written.")
-        return spans[unit.block]
-
-    def _write_table(self, unit: UnitId, table: SceneTable, digest: str, fingerprint: str, mine: Turn) -> CommitRecord:
-        """Write a scene's table and the metadata of all its arrays; the record that makes them visible."""
-        generation = mine.reserve(self._next_generation(unit.scene, digest))
-        folder = generation_path(unit.scene, generation)
-        sizes = axis_sizes(self.attributes, table)
-        tables = [table_layout(name, sizes, folder) for name in TABLE_ARRAYS]
-        arrays = [*tables, *(layout for cue in self._specs for layout in self._layouts(cue, sizes, folder))]
-        contents = {f"{path}/zarr.json": group_metadata() for path in group_paths([a.path for a in arrays], unit.scene)}
-        contents[f"{folder}/frames/zarr.json"] = table_metadata(table)
-        contents |= {f"{layout.path}/zarr.json": layout.metadata() for layout in arrays}
-        batch = mine.batch
-        shards = tuple(
-            write_shard(np.asarray(getattr(table, name)), layout, 0, batch)
-            for name, layout in zip(TABLE_ARRAYS, tables, strict=True)
-        )
-        metadata = {key: batch.add_fixed(key, content) for key, content in contents.items()}
-        batch.land()
-        provenance = Provenance(fingerprint)
-        return CommitRecord(unit, generation, (0, table.length), digest, shards, metadata, provenance, sizes)
-
-
-def _write_metadata(batch: Batch, layouts: Sequence[ArrayLayout]) -> dict[str, str]:
-    """SHA-256 of the arrays' zarr.json files, by key, once they are in the batch."""
-    contents = {f"{layout.path}/zarr.json": layout.metadata() for layout in layouts}
-    return {key: batch.add_fixed(key, content) for key, content in contents.items()}
 
 
 def _may_become_store(root: Location) -> bool:

@@ -73,6 +73,8 @@ def init_digest(scene: str, table: SceneTable, attributes: StoreAttributes) -> s
     sizes = axis_sizes(attributes, table)
     for specs in cue_specs(attributes.kind, attributes.profile).values():
         for spec in specs:
+            if spec.optional:  # nothing relies on it, and stores from before it was there stay what they are
+                continue
             layout = cue_layout(spec, sizes, attributes.block_keyframes, generation_path(scene, 0))
             digest.update(layout.metadata())
     return digest.hexdigest()

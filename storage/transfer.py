@@ -1,7 +1,8 @@
 """Moves committed units to another store, byte for byte: data first, checked on the way, the record last.
 
 A copied unit is as durable and as visible as one that was extracted there, and a copy that was killed goes on where it
-stopped: it passes over the units that the destination holds already.
+stopped: it passes over the units that the destination holds already. Either store may lie on a disk or in a bucket.
+There a killed copy has taken the generation it was at: the next one copies into another, and the record says so.
 """
 
 import contextlib
@@ -13,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import files
-from storage.backend import backend
-from storage.commit import CommitRecord, is_init, publish, read_record
+from storage.backend import Batch, backend
+from storage.commit import CommitRecord, is_init, read_record
 from storage.errors import StoreDamage, StoreError
-from storage.layout import INIT, UnitId, cue_specs
-from storage.location import Location
+from storage.layout import INIT, UnitId, group_metadata
+from storage.location import Location, ObjectPath, as_location
+from storage.relocation import moved_keys, relocated, same_commit
 from storage.store import CueStore
 from storage.transfer_plan import TransferPlan
-from storage.work import decodable, unit_lock, writing
+from storage.work import Turn, decodable, scene_lock
 
 PIECE = 2**20
 """Bytes held in memory of a file that is being copied."""
@@ -41,8 +43,8 @@ class TransferReport:
 
 
 def transfer(
-    source: str | Path,
-    destination: str | Path,
+    source: str | Path | ObjectPath,
+    destination: str | Path | ObjectPath,
     plan: TransferPlan,
     *,
     workers: int = 1,
@@ -62,7 +64,7 @@ def transfer(
             goes on from there.
     """
     here = CueStore.open(source)
-    check_space(plan, Path(destination))
+    check_space(plan, destination)
     target = CueStore.create(destination, here.attributes)
     target.sweep_temporaries()
     for unit in plan.remove:
@@ -95,9 +97,11 @@ def transfer(
     return TransferReport(units, plan.present, sum(record.bytes for record in copied), damaged)
 
 
-def check_space(plan: TransferPlan, destination: Path) -> None:
-    """Raise a StoreError naming both figures when the destination's disk is too small for a plan."""
-    folder = destination
+def check_space(plan: TransferPlan, destination: str | Path | ObjectPath) -> None:
+    """Raise a StoreError naming both figures when the destination's disk is too small for a plan; a bucket never is."""
+    folder = as_location(destination)
+    if isinstance(folder, ObjectPath):
+        return
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -124,41 +128,45 @@ def _copy_unit(here: CueStore, target: CueStore, record: CommitRecord) -> Commit
 
 
 def _copy_record(source: Location, target: CueStore, record: CommitRecord) -> CommitRecord:
-    root, unit = _disk(target), record.unit
-    with _under_init(target, record), writing(root, unit, cue_specs(target.attributes.kind)) as scratch:
-        if decodable(root, unit) == record:
-            return record
-        batch = files.Batch(root, scratch)
-        for entry in record.shards:
-            if batch.add(entry.key, _pieces(source, entry.key)) != (entry.size, entry.sha256):
-                raise _damage(source / entry.key, "not what was committed")
-        for key, sha256 in record.metadata.items():
-            content = b"".join(_pieces(source, key))
-            if hashlib.sha256(content).hexdigest() != sha256:
-                raise _damage(source / key, "not what was committed")
-            batch.add_fixed(key, content)
-        batch.land()
-        if not publish(root, record, scratch, replace=False):
-            raise StoreError(f"{root}: unit {unit} was committed by somebody else during the copy. Run it again.")
-    return record
+    def write(mine: Turn) -> CommitRecord:
+        if mine.found is not None:
+            if same_commit(record, mine.found):
+                return mine.found
+            raise StoreError(
+                f"{target.path}: unit {record.unit} was committed by somebody else during the copy. Run it again."
+            )
+        generation = mine.reserve(record.generation)
+        _copy_files(source, record, generation, mine.batch)
+        return mine.publish(relocated(record, generation))
 
-
-@contextlib.contextmanager
-def _under_init(target: CueStore, record: CommitRecord) -> Iterator[None]:
-    """Keeps the scene of a block as it is; an init unit is alone with its scene anyway."""
     if is_init(record.unit):
-        yield
-        return
-    opened = UnitId(INIT, record.unit.scene)
-    root = _disk(target)
-    with unit_lock(root, opened, shared=True):
-        init = decodable(root, opened)
+        return target.in_turn(record.unit, write)
+    with scene_lock(target.path, record.unit.scene):
+        init = decodable(target.path, UnitId(INIT, record.unit.scene))
         if init is None or init.init != record.init:
             raise StoreError(
                 f"{target.path}: unit {record.unit} does not fit the init unit that is there; the source, or the "
                 "destination, was opened anew during the copy. Run the same command again."
             )
-        yield
+        return target.in_turn(record.unit, write)
+
+
+def _copy_files(source: Location, record: CommitRecord, generation: int, batch: Batch) -> None:
+    """All files of a unit, each compared with its digest. Raises StoreDamage for the source."""
+    there, moved = relocated(record, generation), moved_keys(record, generation)
+    for entry in record.shards:
+        if batch.add(moved[entry.key], _pieces(source, entry.key)) != (entry.size, entry.sha256):
+            raise _damage(source / entry.key, "not what was committed")
+    contents = dict.fromkeys(there.metadata, group_metadata())
+    for key, sha256 in record.metadata.items():
+        content = b"".join(_pieces(source, key))
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise _damage(source / key, "not what was committed")
+        if key in moved:
+            contents[moved[key]] = content
+    for key, content in contents.items():
+        batch.add_fixed(key, content)
+    batch.land()
 
 
 def _copy_inputs(source: Location, target: Location, scenes: set[str]) -> None:
@@ -169,7 +177,7 @@ def _copy_inputs(source: Location, target: Location, scenes: set[str]) -> None:
             try:
                 backend(target).create(key, content)
             except OSError as error:
-                raise files.explain(error, Path(str(target)), "copying what is known of raw files") from error
+                raise files.explain(error, target, "copying what is known of raw files") from error
 
 
 def _pieces(root: Location, key: str) -> Iterator[bytes]:
@@ -183,12 +191,6 @@ def _pieces(root: Location, key: str) -> Iterator[bytes]:
                 yield piece
     except OSError as error:
         raise _damage(root / key, f"cannot be read ({error.strerror or error})") from error
-
-
-def _disk(target: CueStore) -> Path:
-    """The destination's folder; a plan refuses every other."""
-    assert isinstance(target.path, Path), f"{target.path}: copies go to a disk"
-    return target.path
 
 
 def _damage(path: Location, what: str) -> StoreDamage:

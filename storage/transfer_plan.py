@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from storage.commit import CommitRecord, is_init, read_record, record_units
+from storage.backend import backend
+from storage.commit import CommitRecord, is_init, read_records, record_units
 from storage.errors import StoreDamage, StoreError
 from storage.layout import UnitId
 from storage.location import Location, ObjectPath, as_location
+from storage.relocation import same_commit
 from storage.store import CueStore
 
 
@@ -38,8 +40,8 @@ class TransferPlan:
 
 
 def plan_transfer(
-    source: str | Path,
-    destination: str | Path,
+    source: str | Path | ObjectPath,
+    destination: str | Path | ObjectPath,
     scenes: Sequence[str] | None = None,
     cues: Sequence[str] | None = None,
     *,
@@ -66,7 +68,7 @@ def plan_transfer(
         wanted = _with_upstream(records, wanted)
     chosen = {unit: record for unit, record in records.items() if is_init(unit) or unit.cue in wanted}
     damaged = {unit: why for unit, why in damaged.items() if is_init(unit) or unit.cue in wanted}
-    states = {unit: _state(target, record) for unit, record in chosen.items()}
+    states = dict.fromkeys(chosen, "absent") if target is None else _states(target.path, chosen)
     others = [unit for unit, state in states.items() if state == "other"]
     if others and not overwrite:
         raise StoreError(
@@ -86,13 +88,11 @@ def plan_transfer(
 
 def _destination(here: CueStore, path: Location) -> CueStore | None:
     """The store that is at the destination, if there is one and it can take these units."""
-    if isinstance(path, ObjectPath):
-        raise StoreError(f"{path}: copies go to a disk so far. To fill a bucket, run `occflow cues` with that store.")
-    if isinstance(here.path, Path):
-        ours, theirs = here.path.resolve(), path.resolve()
-        if ours == theirs or ours in theirs.parents or theirs in ours.parents:
-            raise StoreError(f"{path}: is, holds or lies in the store that is to be copied. Give another destination.")
-    if not (path / "zarr.json").exists():
+    if _overlap(here.path, path):
+        raise StoreError(f"{path}: is, holds or lies in the store that is to be copied. Give another destination.")
+    place = backend(path)
+    if not place.exists("zarr.json"):
+        place.children("")  # a bucket that is not there, or may not be read, is told now rather than by the first write
         return None
     found = CueStore.open(path)
     if found.attributes != here.attributes:
@@ -101,6 +101,15 @@ def _destination(here: CueStore, path: Location) -> CueStore | None:
             "so its units do not fit. Give another destination."
         )
     return found
+
+
+def _overlap(one: Location, other: Location) -> bool:
+    """Whether two locations are one, or one is inside the other."""
+    if isinstance(one, ObjectPath) or isinstance(other, ObjectPath):
+        shorter, longer = sorted((f"{one}/", f"{other}/"), key=len)
+        return longer.startswith(shorter)
+    ours, theirs = one.resolve(), other.resolve()
+    return ours == theirs or ours in theirs.parents or theirs in ours.parents
 
 
 def _chosen_scenes(here: CueStore, patterns: Sequence[str] | None) -> set[str]:
@@ -131,11 +140,10 @@ def _committed(here: CueStore, scenes: set[str]) -> tuple[dict[UnitId, CommitRec
     inits: dict[str, CommitRecord] = {}
     hidden = 0
     units = [unit for unit in record_units(here.path) if unit.scene in scenes]
-    for unit in sorted(units, key=lambda unit: not is_init(unit)):
-        try:
-            record = read_record(here.path, unit)
-        except StoreDamage as error:
-            damaged[unit] = str(error)
+    units.sort(key=lambda unit: not is_init(unit))
+    for unit, record in zip(units, read_records(here.path, units), strict=True):
+        if isinstance(record, StoreDamage):
+            damaged[unit] = str(record)
             continue
         if record is None:
             continue
@@ -181,26 +189,19 @@ def _upstream_notes(records: dict[UnitId, CommitRecord], chosen: dict[UnitId, Co
     ]
 
 
-def _state(target: CueStore | None, record: CommitRecord) -> str:
-    """Whether the destination holds a unit: "present", "absent", or "other" (another commit of it, or damaged)."""
-    if target is None:
-        return "absent"
-    try:
-        found = read_record(target.path, record.unit)
-    except StoreDamage:
-        return "other"
-    if found is None:
-        return "absent"
-    return "present" if found == record and _whole(target.path, found) else "other"
-
-
-def _whole(root: Location, record: CommitRecord) -> bool:
-    """Whether a committed unit's files are there and as long as they should be."""
-    assert isinstance(root, Path), f"{root}: copies go to a disk"
-    try:
-        return all((root / entry.key).stat().st_size == entry.size for entry in record.shards)
-    except OSError:
-        return False
+def _states(root: Location, records: dict[UnitId, CommitRecord]) -> dict[UnitId, str]:
+    """Whether a store holds each unit: "present", "absent", or "other" (another commit of it, or damaged)."""
+    states: dict[UnitId, str] = {}
+    sizes: dict[str, dict[str, int]] = {}
+    for (unit, record), found in zip(records.items(), read_records(root, records), strict=True):
+        if isinstance(found, CommitRecord) and same_commit(record, found):
+            if unit.scene not in sizes:
+                sizes[unit.scene] = backend(root).sizes(f"scenes/{unit.scene}")
+            whole = all(sizes[unit.scene].get(entry.key) == entry.size for entry in found.shards)
+            states[unit] = "present" if whole else "other"
+        else:
+            states[unit] = "absent" if found is None else "other"
+    return states
 
 
 def _to_remove(target: CueStore, others: list[UnitId]) -> tuple[UnitId, ...]:

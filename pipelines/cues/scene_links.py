@@ -3,7 +3,7 @@
 Reads what is committed (masks, and flow_next where a block ends) and commits the cue `instances`, block after block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -37,32 +37,52 @@ def link_scene(store: CueStore, scene: str, rule: LinkRule | None = None) -> int
         StoreError: from the store; CueMissing without the scene's init unit.
     """
     rule = rule or LinkRule()
-    reader = StoreReader(store.path).scene(scene)
-    joined, marks = 0, [json_digest([VERSION, asdict(rule)])]
+    blocks = list(_blocks(store, scene, rule))
+    if all(store.is_current(block.unit, block.mark) for block in blocks):
+        return 0
+    reader, joined = StoreReader(store.path).scene(scene), 0
     cameras = [_Camera(reader, c, store, rule) for c in range(len(store.attributes.cameras))]
+    for block in blocks:
+        linked = np.zeros((len(block.frames), len(cameras), MASK_TABLE_ROWS), np.int32)
+        entered = "flow_next" in block.upstream
+        met = [camera.go_on(block.frames, linked[:, c], entered) for c, camera in enumerate(cameras)]
+        if store.is_current(block.unit, block.mark):
+            continue
+        joined += sum(met)
+        first = block.unit.block == 0
+        notes = [] if entered or first else ["no flow_next before this block: no id goes on into it"]
+        provenance = Provenance(
+            block.mark, upstream=block.upstream, licence=block.licence, notes=notes, quality={"joined": sum(met)}
+        )
+        store.commit_block(block.unit, {ARRAY: linked}, provenance)
+    return joined
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block whose masks are committed, and what its ids hang on: `mark` covers it and all blocks before."""
+
+    unit: UnitId
+    frames: range
+    mark: str
+    upstream: dict[str, str]
+    licence: str
+
+
+def _blocks(store: CueStore, scene: str, rule: LinkRule) -> Iterator[_Block]:
+    """The blocks of a scene up to the first without masks; reads records alone."""
+    marks = [json_digest([VERSION, asdict(rule)])]
     for block, frames in enumerate(store.blocks(scene)):
         masks = store.record(UnitId("masks", scene, block))
         if masks is None:
-            break
+            return
         upstream = {"masks": masks.fingerprint}
         before, own = (store.record(UnitId("flow_next", scene, k)) if k >= 0 else None for k in (block - 1, block))
         if before is not None:
             upstream["flow_next"] = before.fingerprint
         # The block's own flow carries what is found again after its first keyframe.
         marks.append(json_digest([upstream, own and own.fingerprint]))
-        mark = json_digest(marks)
-        linked = np.zeros((len(frames), len(cameras), MASK_TABLE_ROWS), np.int32)
-        met = [camera.go_on(frames, linked[:, c], before is not None) for c, camera in enumerate(cameras)]
-        unit = UnitId(NAME, scene, block)
-        if store.is_current(unit, mark):
-            continue
-        joined += sum(met)
-        notes = [] if before is not None or not block else ["no flow_next before this block: no id goes on into it"]
-        provenance = Provenance(
-            mark, upstream=upstream, licence=masks.provenance.licence, notes=notes, quality={"joined": sum(met)}
-        )
-        store.commit_block(unit, {ARRAY: linked}, provenance)
-    return joined
+        yield _Block(UnitId(NAME, scene, block), frames, json_digest(marks), upstream, masks.provenance.licence)
 
 
 @dataclass

@@ -62,6 +62,28 @@ def test_cues_status_verify(occflow: Run, config_file: Path, bucket: str, proxy:
     assert occflow("verify", store).returncode == 0
 
 
+@pytest.mark.slow
+def test_copy_subset_prune(occflow: Run, config_file: Path, bucket: str) -> None:  # noqa: F811
+    assert occflow("cues", config_file, "--runner", "plain").returncode == 0
+    here, there = config_file.with_name("store.zarr"), f"{bucket}/store.zarr"
+    dry = occflow("store", "copy", here, there, "--dry-run")
+    assert f"{UNITS} units (" in dry.stdout, dry.stderr
+    assert not as_location(there).exists()
+    part = occflow("store", "subset", here, there, "--scenes", "01", "--cues", "lidar")
+    assert "5 units copied" in part.stdout, part.stderr
+    rest = occflow("store", "copy", here, there)
+    assert f"{UNITS - 5} units copied" in rest.stdout, rest.stderr
+    assert f"next: occflow verify {there}" in rest.stdout
+    assert occflow("verify", there).returncode == 0
+    again = occflow("cues", config_file, "--runner", "plain", "--store", there)
+    assert f"0 units committed (0.0 MB), {UNITS} were current" in again.stdout, "a copy is as good as the store itself"
+    backend(as_location(there)).create("scenes/01/images/c.9.0.0", b"stray")
+    pruned = occflow("store", "prune", there)
+    assert "c.9.0.0: no commit record names it (5 bytes)" in pruned.stdout, pruned.stderr
+    assert "1 files, 0.0 MB removed" in pruned.stdout
+    assert occflow("verify", there).returncode == 0
+
+
 def test_errors_are_one_paragraph(occflow: Run, config_file: Path, bucket: str) -> None:  # noqa: F811
     for arguments, words in (
         (("status", f"{bucket}/none.zarr"), ["no cue store here", f"{bucket}/none.zarr"]),
@@ -69,6 +91,8 @@ def test_errors_are_one_paragraph(occflow: Run, config_file: Path, bucket: str) 
         (("cues", config_file, "--runner", "plain", "--store", "s3://not-there/x.zarr"), ["no bucket 'not-there'"]),
         (("cues", config_file, "--store", "gs://bucket/x.zarr"), ["gs://bucket/x.zarr", "s3://bucket/prefix"]),
         (("status", "s3://X"), ["no bucket name"]),
+        (("store", "copy", f"{bucket}/none.zarr", config_file.with_name("x.zarr")), ["no cue store here"]),
+        (("store", "prune", f"{bucket}/none.zarr"), ["no cue store here", f"{bucket}/none.zarr"]),
     ):
         result = occflow(*arguments)
         assert result.returncode in (1, 2), result.stdout

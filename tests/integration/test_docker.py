@@ -114,6 +114,54 @@ def test_every_command_is_a_script_of_a_pinned_package() -> None:
         assert SERVICES[name]["command"][0] in scripts, name
 
 
+def options_of(command: Any) -> set[str]:
+    """Every long option of a click or typer command, and of argparse's parser."""
+    if hasattr(command, "_option_string_actions"):
+        return set(command._option_string_actions)
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def parser_of(words: list[str]) -> tuple[Any, list[str]]:
+    """What reads the words of a command of this project's services, and the words that are left for it to read."""
+    import typer
+
+    tool, verb = words[0], words[1]
+    if tool == "occflow":
+        from occflow import app
+
+        return typer.main.get_command(app).commands[verb], words[2:]  # type: ignore[attr-defined]
+    if tool == "dask":
+        from distributed.cli import dask_scheduler, dask_worker
+
+        return {"scheduler": dask_scheduler.main, "worker": dask_worker.main}[verb], words[2:]
+    if tool == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        return get_args_parser(), words[1:]
+    assert tool == "prefect", f"{tool}: no parser of it is known here"
+    from prefect.cli.server import start as server
+    from prefect.cli.worker import start as worker
+
+    return {"server": server, "worker": worker}[verb], words[3:]
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if SERVICES[name]["command"][0] != "prefect"])
+def test_every_option_is_one_of_its_command(name: str) -> None:
+    """A word that starts with dashes is known to whoever reads it; no process is started."""
+    words = [filled_in(str(word)) for word in SERVICES[name]["command"]]
+    parser, rest = parser_of(words)
+    known = options_of(parser)
+    given = {word.split("=")[0] for word in rest if word.startswith("--")}
+    if words[0] == "torchrun":  # what follows --no-python is another command's
+        inner = rest[rest.index("--no-python") + 1 :]
+        theirs, tail = parser_of(inner)
+        own = {word.split("=")[0] for word in tail if word.startswith("--")}
+        assert own <= options_of(theirs)
+        given -= own
+    assert given
+    assert given <= known, f"{name}: {sorted(given - known)}"
+
+
 @pytest.mark.slow
 def test_train_is_started_by_torchrun(tmp_path: Path) -> None:
     command = [filled_in(str(word)).replace("per-node=gpu", "per-node=1") for word in SERVICES["train"]["command"]]

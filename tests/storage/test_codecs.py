@@ -12,7 +12,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import files
+from storage import checksum, files
 from storage.chunks import ChunkReader
 from storage.codecs import CODECS, decode_chunk, decode_index, encode_chunk
 from storage.commit import CommitRecord, Provenance, ShardEntry
@@ -224,3 +224,21 @@ def test_only_raw_chunks_are_borrowed(codec: str) -> None:
     np.testing.assert_array_equal(found, array)
     data[:-4] = bytes(len(data) - 4)
     np.testing.assert_array_equal(found, array * (codec != "raw"))
+
+
+@pytest.mark.parametrize("library", checksum.LIBRARIES)
+def test_every_checksum_library_says_the_same(library: str) -> None:
+    """RFC 3720, B.4: 32 zeros, 32 ones, 0 to 31; and a message with its own checksum behind it."""
+    try:
+        crc32c = checksum.LIBRARIES[library]()
+    except ImportError as error:
+        pytest.skip(f"not installed: {error}")
+    for data, expected in (
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (b"", 0),
+    ):
+        for form in (data, memoryview(bytearray(data)), np.frombuffer(data, np.uint8)):
+            assert crc32c(form) == expected
+        assert crc32c(data + expected.to_bytes(4, "little")) == checksum.RESIDUE

@@ -12,9 +12,12 @@ import storage.index
 from storage.commit import CommitRecord, read_record
 from storage.index import INDEX, Summaries, read_summaries
 from storage.layout import UnitId
+from storage.schema import CUES
 from storage.status import status
 from storage.store import CueStore
 from storage.verify import verify
+
+UNITS = 1 + 3 * len(CUES)
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def assert_right(root: Path) -> None:
 
 def test_the_second_look_reads_no_record(full_store: CueStore, reads: list[UnitId]) -> None:
     first = read_summaries(full_store.path)
-    assert len(reads) == len(first.units) == 22
+    assert len(reads) == len(first.units) == UNITS
     reads.clear()
     assert read_summaries(full_store.path) == first
     assert reads == []
@@ -108,7 +111,7 @@ def test_a_store_that_cannot_be_written_to(full_store: CueStore, monkeypatch: py
 
     monkeypatch.setattr(storage.index, "_WORTH_WRITING", 1)
     monkeypatch.setattr(storage.files, "put", refuse)
-    assert len(read_summaries(full_store.path).units) == 22
+    assert len(read_summaries(full_store.path).units) == UNITS
     assert not (full_store.path / INDEX).exists()
     assert not list((full_store.path / "commits/.pending").iterdir())
 

@@ -392,6 +392,21 @@ def test_a_killed_writer_costs_only_its_unit(
     assert verify(remote.path) == []
 
 
+def test_what_a_dead_opener_of_a_scene_left_goes_with_the_next(
+    bucket: str, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CueStore.create(f"{bucket}/store.zarr", tiny.attributes())
+    with monkeypatch.context() as patch:
+        patch.setattr(claims.ObjectTurn, "publish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(claims.ObjectTurn, "end", lambda self: self.batch.land())
+        with pytest.raises(KeyboardInterrupt):
+            store.commit_init("a", tiny.table(), "init-1")
+    assert data_keys(store)
+    assert store.commit_init("a", tiny.table(), "init-1").generation == 1
+    assert data_keys(store) == named_keys(store)
+    assert verify(store.path) == []
+
+
 def test_what_a_dead_writer_left_is_swept_in_time(
     remote: CueStore, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,13 +122,6 @@ def test_what_cannot_be_asked_for(two_scenes: CueStore, memory: Path, options: d
     assert not (memory / "copy.zarr").exists()
 
 
-def test_a_bucket_is_refused_in_words(full_store: CueStore) -> None:
-    with pytest.raises(StoreError, match=r"s3://bucket/copy.zarr: copies go to a disk so far"):
-        plan_transfer(full_store.path, "s3://bucket/copy.zarr")
-    with pytest.raises(StoreError, match="copies go to a disk so far"):
-        plan_transfer(full_store.path, Path("s3://bucket/copy.zarr"))
-
-
 def test_a_store_of_other_attributes_is_refused(full_store: CueStore, memory: Path, tiny: SimpleNamespace) -> None:
     other = CueStore.create(memory / "other.zarr", tiny.attributes(dataset="another"))
     with pytest.raises(StoreError, match="other attributes"):

@@ -236,7 +236,7 @@ def test_values_that_decode_but_contradict_are_found(full_store: CueStore, monke
     arrays = full_store.read_block(unit)
     arrays["flow/next/target_frame"][0, 0] = 99
     with monkeypatch.context() as patch:
-        patch.setattr("storage.store.broken_rules", lambda arrays, frames: [])
+        patch.setattr("storage.writer.broken_rules", lambda arrays, frames: [])
         full_store.commit_block(unit, arrays, replace(record_of(full_store, unit).provenance, fingerprint="bad"))
     found = verify(full_store.path)
     assert [(f.kind, f.unit) for f in found] == [("value", unit)]

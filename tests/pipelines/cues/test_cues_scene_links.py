@@ -14,6 +14,7 @@ from storage.errors import CueMissing
 from storage.layout import TABLE_ARRAYS, UnitId
 from storage.reader import StoreReader
 from storage.schema import FLOW_SCALE, SceneTable, StoreAttributes
+from storage.status import status
 from storage.store import CueStore
 from storage.verify import verify
 
@@ -117,3 +118,10 @@ def test_blocks_after_a_missing_one_wait(tmp_path: Path) -> None:
     assert ids(store, 2) == [[1, 2]] * 2
     with pytest.raises(CueMissing, match="masks--a--00001"):
         ids(store)
+
+
+def test_status_tells_of_derived_cues_only_where_there_are_some(tmp_path: Path) -> None:
+    store = store_of(tmp_path)
+    assert "instances" not in {row.cue for row in status(store.path)}
+    link_scene(store, "a")
+    assert {row.state for row in status(store.path) if row.cue == "instances"} == {"complete"}
