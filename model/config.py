@@ -131,8 +131,9 @@ class HeadConfig(_Section):
     ground_height: float = 0.0
     flow_scale: PositiveFloat = 1.0
     """Metres per interval and unit of the flow decoder's output, as `sdf_scale`."""
-    flow_position: bool = False
-    """Whether the flow decoder is told where in the volume each voxel lies, besides its features; not in the paper."""
+    flow_waves: int = Field(default=0, ge=0, le=10)
+    """Waves across the road by which the flow decoder is told where a voxel lies (`heads.FlowHead`); 0: it is not told.
+    Not in the paper."""
     flow_init_std: PositiveFloat = 0.01
     """Standard deviation of the flow decoder's last layer. Flow starts near zero, but not so near that it stays there:
     1e-3 was seen to."""

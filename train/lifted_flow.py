@@ -33,6 +33,8 @@ DEPTH_NOISE_M = 0.5
 """Error that is thought likely of the depth where a flow ends: another point of the same thing."""
 NEAR_WIDTHS = 2 / 176
 """So near to where a flow ends a return tells its depth, image widths."""
+WELL_KNOWN_M = 0.5
+"""A motion along some direction that is known to this many metres per interval counts by half, a better one by more."""
 THING_M = 4.0
 """Returns this much farther or nearer than the nearer quarter of a mask's are of what lies behind or before it."""
 PATCH_M = 2.0
@@ -60,8 +62,8 @@ def lifted_spots(scene: CachedScene, t: int, min_mask_score: float, sample: Batc
 
     Returns:
         float32 (spots, 9): x, y, z in the reference ego frame, metres; motion x, y, metres per interval; the four
-        entries of a matrix A. A motion that is off by e costs sqrt(eᵀ A e) metres: its length in the direction that the
-        images show best, less where they show little, nothing along the view.
+        entries of a matrix A. A motion that is off by e costs sqrt(eᵀ A e) metres: its length where it is well known in
+        every direction, less in directions that little is known of.
     """
     assert sample.flow_next is not None
     points, _ = scene.lidar(t)
@@ -85,8 +87,9 @@ def lifted_spots(scene: CachedScene, t: int, min_mask_score: float, sample: Batc
     if not parts:
         return np.zeros((0, 9), dtype=np.float32)
     spots = in_patches(Lifted(*(np.concatenate(column) for column in zip(*parts, strict=True))), spot_m)
-    most = np.linalg.eigvalsh(spots.information)[:, -1]
-    weight = spots.information / (most + 1)[:, None, None]
+    known, directions = np.linalg.eigh(spots.information)
+    share = known.clip(0) / (known.clip(0) + 1 / WELL_KNOWN_M**2)
+    weight = (directions * share[:, None]) @ directions.transpose(0, 2, 1)
     return np.concatenate([spots.points, spots.motion, weight.reshape(-1, 4)], axis=1).astype(np.float32)
 
 

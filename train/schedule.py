@@ -43,6 +43,8 @@ def part_rate(name: str, stage: StageConfig, optimiser: OptimiserConfig) -> floa
         return side * optimiser.backbone_rate if part == "backbone" else side
     if part in GEOMETRY:
         return optimiser.lr * stage.geometry_rate
+    if part == "flow_head":
+        return optimiser.lr * optimiser.flow_rate
     if part == "renderer":
         return optimiser.lr * optimiser.temperature_rate
     return optimiser.lr

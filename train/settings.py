@@ -155,6 +155,8 @@ class OptimiserConfig(Section):
     backbone_rate: NonNegativeFloat = 0.1
     """Of `lr`; 1 for a backbone without pre-trained weights."""
     temperature_rate: NonNegativeFloat = 1.0
+    flow_rate: PositiveFloat = 1.0
+    """Of `lr`, for the flow decoder."""
     ema: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Decay of a moving average of the weights, such as 0.999, kept as `stage<n>/ema` beside them; None: no average."""
     max_skipped: PositiveInt = 20

@@ -13,7 +13,7 @@ from geometry.grid import VoxelGrid
 from geometry.transforms import invert, yaw_transform
 from model.config import FusionKind, GridConfig, HeadConfig, ModelConfig, TPVConfig
 from model.fields import FrameInput
-from model.heads import FlowHead
+from model.heads import FlowHead, lateral_waves
 from model.network import OccFlow
 
 
@@ -180,13 +180,26 @@ def test_configurations_refuse_what_does_not_fit() -> None:
 
 
 def test_flow_may_depend_on_the_place_alone() -> None:
-    """With `flow_position` equal features have different flow at different voxels, without it they have not."""
+    """With `flow_waves` equal features have different flow at different voxels, without them they have not."""
     grid = VoxelGrid((0.0, -4.0, -2.0), (8.0, 4.0, 2.0), (8, 8, 4))
     features = torch.ones(2, 8, 8, 4, 6)
-    told = FlowHead(HeadConfig(hidden=8, flow_position=True, flow_init_std=1.0), 6, grid)(features)
+    told = FlowHead(HeadConfig(hidden=8, flow_waves=3, flow_init_std=1.0), 6, grid)(features)
     alone = FlowHead(HeadConfig(hidden=8, flow_init_std=1.0), 6, grid)(features)
     assert told.shape == alone.shape == (2, 8, 8, 4, 2)
     assert torch.equal(alone, alone[:, :1, :1, :1].expand_as(alone))
     assert not torch.allclose(told[:, 0], told[:, -1])
     assert not torch.allclose(told[:, :, 0], told[:, :, -1])
     assert torch.equal(told[0], told[1])
+
+
+def test_waves_by_hand() -> None:
+    """Eight metres wide: at y = 1 m a quarter of the way from the middle to the side, so a half turn of pi / 2 for the
+    second wave, which repeats every 4 m."""
+    grid = VoxelGrid((0.0, -4.0, -2.0), (8.0, 4.0, 2.0), (4, 4, 2))
+    place = lateral_waves(grid, 2)
+    assert place.shape == (4, 4, 2, 7)
+    x, y, z, sine, second, cosine, second_cosine = place[3, 2, 1].tolist()
+    assert (x, y, z) == pytest.approx((1.5, 0.5, 1.0))
+    assert (sine, cosine) == pytest.approx((2**-0.5, 2**-0.5))
+    assert (second, second_cosine) == pytest.approx((1.0, 0.0), abs=1e-6)
+    assert torch.allclose(place[:, 2, :, 4], place[:, 0, :, 4], atol=1e-6)

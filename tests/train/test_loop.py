@@ -332,6 +332,8 @@ def test_rates_by_part() -> None:
         }
     )
     assert part_rate("backbone.x", config.stage1, config.optimiser) == pytest.approx(1e-5)
+    faster = config.optimiser.model_copy(update={"flow_rate": 5.0})
+    assert part_rate("flow_head.x", config.stage2, faster) == pytest.approx(5e-4)
 
 
 def test_a_second_stage_alone_has_nothing_trained_already() -> None:
