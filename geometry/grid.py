@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from geometry.constants import constant
 from geometry.transforms import ArrayT
 
 
@@ -53,8 +54,7 @@ class VoxelGrid:
     def index_coordinates(self, points: ArrayT) -> ArrayT:
         """Continuous voxel coordinates (..., 3) of points (..., 3) in metres: voxel i covers [i, i+1)."""
         if isinstance(points, torch.Tensor):
-            lower = points.new_tensor(self.lower)
-            return (points - lower) / points.new_tensor(self.voxel_size)
+            return (points - constant(self.lower, points)) / constant(self.voxel_size, points)
         return (points - np.asarray(self.lower)) / np.asarray(self.voxel_size)
 
     def contains(self, points: ArrayT) -> ArrayT:
@@ -66,8 +66,8 @@ class VoxelGrid:
 
     def normalise(self, points: torch.Tensor) -> torch.Tensor:
         """Points (..., 3) in metres to [-1, 1] across the box, the coordinates of grid_sample(align_corners=False)."""
-        lower = points.new_tensor(self.lower)
-        extent = points.new_tensor(self.upper) - lower
+        lower = constant(self.lower, points)
+        extent = constant(self.upper, points) - lower
         return (points - lower) / extent * 2 - 1
 
     def exit_distance(self, origins: ArrayT, directions: ArrayT) -> ArrayT:
@@ -84,7 +84,7 @@ class VoxelGrid:
         handled: the ray is inside that slab for ever, or never.
         """
         if isinstance(origins, torch.Tensor):
-            lower, upper = origins.new_tensor(self.lower), origins.new_tensor(self.upper)
+            lower, upper = constant(self.lower, origins), constant(self.upper, origins)
             tiny = torch.finfo(origins.dtype).tiny
             safe = torch.where(directions.abs() < tiny, torch.full_like(directions, tiny), directions)
             a, b = (lower - origins) / safe, (upper - origins) / safe

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from geometry.constants import constant
 from geometry.grid import VoxelGrid
 
 
@@ -17,7 +18,7 @@ def sample_image(
     The coordinate of a pixel's centre is its index + 0.5, so sampling at the centres returns the image itself.
     """
     height, width = image.shape[-2:]
-    size = uv.new_tensor([width, height])
+    size = constant((width, height), uv)
     grid = uv / size * 2 - 1
     points = uv.shape[1:-1]
     flat = grid.reshape(uv.shape[0], -1, 1, 2)

@@ -44,8 +44,11 @@ class Keeper(pl.Callback):
         assert isinstance(pl_module, StageModule)
         # Clocks and signals differ between processes; if one went on alone it would wait for the others for ever, and
         # rates that follow different clocks would make different networks of one.
-        own = torch.tensor([float(self.stop.made), pl_module.seconds], device=trainer.strategy.root_device)
-        stop, pl_module.seconds_agreed = trainer.strategy.reduce(own, reduce_op="max").tolist()
+        alone = trainer.world_size == 1  # nobody to ask, and a GPU would be waited for
+        place = "cpu" if alone else trainer.strategy.root_device
+        own = torch.tensor([float(self.stop.made), pl_module.seconds], device=place)
+        agreed = own if alone else trainer.strategy.reduce(own, reduce_op="max")
+        stop, pl_module.seconds_agreed = agreed.tolist()
         self.interrupted = stop > 0
         if self.interrupted or pl_module.progress >= 1:
             trainer.should_stop = True

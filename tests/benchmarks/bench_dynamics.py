@@ -4,7 +4,7 @@ A ray is dynamic by eq. 10 as in training (the step's own ray grid, the stored f
 depth in place of the rendered one; besides, rays on what truly moves are counted. Both are independent of the scores,
 which know LiDAR points only.
 
-    python tests/benchmarks/bench_dynamics.py STORE [--top 0.25 0.5] [--repeat 2 4] [--steps 400]
+    python tests/benchmarks/bench_dynamics.py [STORE] [--top 0.25 0.5] [--repeat 2 4] [--steps 400]
 """
 
 import argparse
@@ -83,13 +83,16 @@ class Rays:
 def main() -> None:
     """Score the store, then print a row per rate of repetition."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store", type=Path, nargs="?", default=Path("runs/demo/store.zarr"))
     parser.add_argument("--config", default="demo")
     parser.add_argument("--repeat", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--top", type=float, nargs="+", default=[0.25, 0.5])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--scores", type=Path, help="where the scores go; default beside the store")
     options = parser.parse_args()
+    if not options.store.exists():
+        print(f"{options.store}: no such store; name one, or run `make demo` first")
+        return
     reader, path = StoreReader(options.store), options.scores or dynamics_path(options.store)
     started = time.perf_counter()
     scored = list(score_store(reader, rule=MotionRule()))
