@@ -52,7 +52,7 @@ def test_a_step_asks_a_gpu_for_nothing(tiny_config: Make, stage: int) -> None:
     # Stride and corner of the ray grid: numbers that are drawn on the host and stay there.
     assert {name.rpartition(":")[0] for name in census.waits} == {"_local_scalar_dense train/rays.py"}
     assert sum(census.waits.values()) == 3
-    assert census.copies == []
+    assert not census.copies
 
 
 def test_working_on_all_rays_is_working_on_those_that_count(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
