@@ -164,8 +164,8 @@ class ModelConfig(_Section):
     render: RenderConfig = RenderConfig()
     attention: Literal["auto", "plain", "triton"] = "plain"
     """How deformable attention is computed, with the same result: `triton` is one fused kernel, `plain` is PyTorch,
-    `auto` takes the kernel on a GPU where triton is installed. The kernel has run in triton's interpreter only: until it
-    was measured on a GPU it has to be asked for."""
+    `auto` takes the kernel on a GPU where triton is installed. It has run in triton's interpreter only: until it was
+    measured on a GPU, it has to be asked for."""
     occupancy_threshold: float = 0.1
     """Occupied where sdf <= this many metres."""
 
