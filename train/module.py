@@ -36,10 +36,8 @@ from train.supervise import (
     smooth_depth,
     smooth_flow,
     supervise_flow,
-    supervise_lifted_flow,
-    supervise_pixel_depth,
-    supervise_ranges,
 )
+from train.supervise_lidar import supervise_lifted_flow, supervise_pixel_depth, supervise_ranges
 from train.watch import Watch
 
 

@@ -14,7 +14,7 @@ from train.config import TrainConfig
 from train.data import KeyframeDataset
 from train.lifted_flow import Ending, Lifted, _land, depth_at, in_patches, lift_flow, on_things
 from train.loop import train
-from train.supervise import supervise_lifted_flow
+from train.supervise_lidar import supervise_lifted_flow
 
 Make = Callable[..., TrainConfig]
 FORWARD = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])

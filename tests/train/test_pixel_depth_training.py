@@ -15,7 +15,7 @@ from train.data import KeyframeDataset
 from train.loop import train
 from train.losses.pixel_depth import pixel_depth_loss
 from train.module import StageModule
-from train.supervise import supervise_pixel_depth
+from train.supervise_lidar import supervise_pixel_depth
 
 Make = Callable[..., TrainConfig]
 BINS = DepthBins(0.0, math.log(40.0), 8)

@@ -25,8 +25,8 @@ from train.supervise import (
     matter_on_jittered_grid,
     separate_motion,
     supervise_flow,
-    supervise_ranges,
 )
+from train.supervise_lidar import supervise_ranges
 
 Make = Callable[..., TrainConfig]
 FULL = RayGrid(top=0, left=0, stride=1, rows=16, columns=32)

@@ -1,0 +1,78 @@
+"""What LiDAR returns say on one step: how far rays go, how far image cells are, how things on which they lie move."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from geometry.cameras import in_image, project
+from geometry.constants import constant
+from geometry.transforms import invert, transform_points
+from model.fields import Fields
+from model.pixel_depth import PixelDepth
+from model.render import Renderer
+from train.batch import Batch
+from train.cast import cast_ranges
+from train.losses.averages import masked_mean
+from train.losses.lidar import scale_invariant_loss, spread_loss
+from train.losses.pixel_depth import pixel_depth_loss
+from train.rays import beside, lidar_rays
+from train.settings import LossConfig
+
+
+def supervise_ranges(
+    fields: Fields,
+    renderer: Renderer,
+    batch: Batch,
+    loss: LossConfig,
+    *,
+    step: int,
+    far_sample: bool,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Int[Tensor, ""]]:
+    """Scale-invariant range loss on the step's LiDAR returns, the spread of their samples, how many returns there were.
+
+    The spread is zero where the configuration gives it no weight.
+    """
+    assert batch.lidar_points is not None
+    assert batch.lidar_origins is not None
+    assert batch.lidar_valid is not None
+    rays, measured = lidar_rays(batch.lidar_points, batch.lidar_origins)
+    jitter = beside(torch.rand(measured.shape, generator=generator), measured)
+    cast = cast_ranges(fields, renderer, rays, jitter=jitter, step=step, far_sample=far_sample)
+    valid = batch.lidar_valid & cast.valid & (measured > 0)
+    ranges = scale_invariant_loss(cast.range, measured, valid, loss.lidar_focus)
+    spread = ranges.new_zeros(())
+    if loss.lidar_spread:
+        spread = spread_loss(cast.weights, cast.distances, measured, valid)
+    return ranges, spread, valid.sum()
+
+
+def supervise_pixel_depth(predicted: PixelDepth, batch: Batch) -> Float[Tensor, ""]:
+    """The image cells' depths against the keyframe's own LiDAR returns, wherever these fall into its images."""
+    assert batch.lidar_points is not None
+    assert batch.lidar_valid is not None
+    assert batch.lidar_own is not None
+    height, width = batch.images.shape[-2:]
+    there = batch.camera_valid.flatten()
+    poses, K = batch.ref_from_cam.flatten(0, 1), batch.K.flatten(0, 1)
+    poses = torch.where(there[:, None, None], poses, torch.eye(4, dtype=poses.dtype, device=poses.device))
+    K = torch.where(there[:, None, None], K, torch.eye(3, dtype=K.dtype, device=K.device))
+    cameras = batch.K.shape[1]
+    points = transform_points(invert(poses), batch.lidar_points.repeat_interleave(cameras, dim=0))
+    uv, depth, in_front = project(K, points)
+    returns = (batch.lidar_valid & batch.lidar_own).repeat_interleave(cameras, dim=0)
+    valid = returns & in_front & in_image(uv, height, width) & there[:, None]
+    return pixel_depth_loss(predicted, uv / constant((width, height), uv) * 2 - 1, depth, valid)
+
+
+def supervise_lifted_flow(fields: Fields, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Mean of sqrt(eᵀ A e), e being how far the flow at spots on movable things is off their lifted motion, metres per
+    interval, and A what the images show of it; how many spots there were."""
+    assert batch.moving_points is not None
+    assert batch.moving_motion is not None
+    assert batch.moving_weight is not None
+    assert batch.moving_valid is not None
+    off = (fields.flow_at(batch.moving_points) - batch.moving_motion)[..., None]
+    squared = (off.transpose(-1, -2) @ batch.moving_weight @ off)[..., 0, 0]
+    # A length has no slope at zero.
+    return masked_mean((squared.clamp_min(0) + 1e-6).sqrt(), batch.moving_valid), batch.moving_valid.sum()
