@@ -25,10 +25,6 @@ app = typer.Typer(
 )
 app.add_typer(occflow_store.app, name="store")
 app.add_typer(occflow_weights.app, name="weights")
-app.command("inspect")(occflow_inspect.inspect)
-app.command("eval")(occflow_eval.evaluate)
-app.command("predict")(occflow_eval.predict)
-app.command("dynamics")(occflow_eval.dynamics)
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=c (repeatable).")]
 ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
@@ -207,6 +203,12 @@ def train(
         tell("stopped early; next: the same command with --resume")
         raise typer.Exit(143)
     tell(f"next: occflow eval {result.checkpoint} {settings.store}")
+
+
+app.command("inspect")(occflow_inspect.inspect)
+app.command("eval")(occflow_eval.evaluate)
+app.command("predict")(occflow_eval.predict)
+app.command("dynamics")(occflow_eval.dynamics)
 
 
 @app.command()

@@ -184,7 +184,7 @@ def finish_report(config: CuesConfig, work: Plan, report: ExtractReport) -> None
     """Join the ids of masks over blocks; add the raw files that were left out, and what the reader noticed."""
     bench = workbench(config)
     store = bench.open_store(False)
-    if store is not None and "masks" in config.cues:
+    if store is not None and {"masks", "flow_next"} <= set(config.cues):
         for scene in dict.fromkeys(item.unit.scene for item in work.work):
             # Within one block the masks' own ids go on.
             if store.record(UnitId(INIT, scene)) is not None and len(store.blocks(scene)) > 1:
