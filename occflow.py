@@ -11,7 +11,7 @@ import occflow_eval
 import occflow_inspect
 import occflow_store
 import occflow_weights
-from occflow_shell import names, out, overrides, say, verb
+from occflow_shell import ScenesOption, names, out, overrides, say, verb
 
 # Threads that spin while they wait take the core that others need: on a busy machine a training step was seen to take
 # ten times as long. Read when torch is loaded, so it is set before.
@@ -27,7 +27,6 @@ app.add_typer(occflow_store.app, name="store")
 app.add_typer(occflow_weights.app, name="weights")
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=c (repeatable).")]
-ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
 
 
 @app.callback()

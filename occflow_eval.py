@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from occflow_shell import CommandError, names, out, say, verb
+from occflow_shell import CommandError, ScenesOption, names, out, say, verb
 
-ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
 ThresholdOption = Annotated[float | None, typer.Option(help="Occupied where sdf <= this many metres.")]
 
 METRICS = {

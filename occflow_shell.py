@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 import yaml
@@ -12,6 +12,7 @@ from rich.console import Console
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+ScenesOption = Annotated[str | None, typer.Option(help="Only these scenes, comma-separated.")]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 KNOWN_ERRORS = {

@@ -6,10 +6,11 @@ from torch import Tensor
 
 from geometry.cameras import in_image, project
 from geometry.constants import constant
-from geometry.transforms import invert, transform_points
+from geometry.transforms import transform_points
 from model.fields import Fields
 from model.pixel_depth import PixelDepth
 from model.render import Renderer
+from model.visibility import CameraRig
 from train.batch import Batch
 from train.cast import cast_ranges
 from train.losses.averages import masked_mean
@@ -53,15 +54,12 @@ def supervise_pixel_depth(predicted: PixelDepth, batch: Batch) -> Float[Tensor, 
     assert batch.lidar_valid is not None
     assert batch.lidar_own is not None
     height, width = batch.images.shape[-2:]
-    there = batch.camera_valid.flatten()
-    poses, K = batch.ref_from_cam.flatten(0, 1), batch.K.flatten(0, 1)
-    poses = torch.where(there[:, None, None], poses, torch.eye(4, dtype=poses.dtype, device=poses.device))
-    K = torch.where(there[:, None, None], K, torch.eye(3, dtype=K.dtype, device=K.device))
+    rig = CameraRig.build(batch.K, batch.ref_from_cam, batch.camera_valid, (height, width))
     cameras = batch.K.shape[1]
-    points = transform_points(invert(poses), batch.lidar_points.repeat_interleave(cameras, dim=0))
-    uv, depth, in_front = project(K, points)
+    points = transform_points(rig.cam_from_ref.flatten(0, 1), batch.lidar_points.repeat_interleave(cameras, dim=0))
+    uv, depth, in_front = project(rig.K.flatten(0, 1), points)
     returns = (batch.lidar_valid & batch.lidar_own).repeat_interleave(cameras, dim=0)
-    valid = returns & in_front & in_image(uv, height, width) & there[:, None]
+    valid = returns & in_front & in_image(uv, height, width) & rig.valid.flatten()[:, None]
     return pixel_depth_loss(predicted, uv / constant((width, height), uv) * 2 - 1, depth, valid)
 
 
