@@ -69,10 +69,11 @@ class Batch(_Tensors):
 
     frames: what the network sees. images, K, ref_from_cam, camera_valid: the current keyframe's cameras at render size.
     earlier, later: photometric neighbours. flow_next, flow_back: flow cues, None when the run does not use them.
-    movable: things that could move, None when not used. lidar_points, lidar_origins: the returns drawn
-    for this step and from where each was measured; lidar_valid: False for padding; lidar_own: False for those of other
-    keyframes. None for camera-only runs. moving_points, moving_motion, moving_weight, moving_valid:
-    spots on movable things and their motion by `lifted_flow`; None where not used.
+    movable: things that could move, None when not used. return_points, return_origins: the returns drawn for this step
+    and from where each was measured; return_valid: False for padding; return_own: False for those of other keyframes.
+    None for runs that have none. moving_points, moving_motion, moving_weight, moving_valid: spots on movable things and
+    their motion by `lifted_flow`; still_points, still_valid: spots of the keyframe's returns on anything else. None
+    where not used.
     """
 
     frames: FrameInput
@@ -85,14 +86,16 @@ class Batch(_Tensors):
     flow_next: FlowTarget | None
     flow_back: FlowTarget | None
     movable: Bool[Tensor, "*batch cameras h w"] | None
-    lidar_points: Float[Tensor, "*batch returns 3"] | None
-    lidar_valid: Bool[Tensor, "*batch returns"] | None
-    lidar_own: Bool[Tensor, "*batch returns"] | None
-    lidar_origins: Float[Tensor, "*batch returns 3"] | None
+    return_points: Float[Tensor, "*batch returns 3"] | None
+    return_valid: Bool[Tensor, "*batch returns"] | None
+    return_own: Bool[Tensor, "*batch returns"] | None
+    return_origins: Float[Tensor, "*batch returns 3"] | None
     moving_points: Float[Tensor, "*batch moving 3"] | None = None
     moving_motion: Float[Tensor, "*batch moving 2"] | None = None
     moving_weight: Float[Tensor, "*batch moving 2 2"] | None = None
     moving_valid: Bool[Tensor, "*batch moving"] | None = None
+    still_points: Float[Tensor, "*batch still 3"] | None = None
+    still_valid: Bool[Tensor, "*batch still"] | None = None
 
 
 def collate(samples: Sequence[Any]) -> Any:

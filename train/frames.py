@@ -175,16 +175,21 @@ class CachedScene:
         """What `make` works out from the keyframe and its masks, kept like the frames themselves."""
         return self._cache.get((self.name, what, t, min_score), lambda: (make(),))[0]
 
+    def cameras(self, t: int) -> tuple[Float64[np.ndarray, "cameras 4 4"], Float64[np.ndarray, "cameras 3 3"]]:
+        """The keyframe's cameras as they were at their own times: ego (at LiDAR time) from camera, metres; K at render
+        size. Of a camera that is missing both mean nothing."""
+        global_from_cam = self.table.camera_global_from_ego[t] @ self.table.ego_from_cam[t]
+        ego_from_cam = invert(np.asarray(self.table.global_from_ego[t], dtype=np.float64)) @ global_from_cam
+        return ego_from_cam, scale_intrinsics(np.asarray(self.table.K[t]), 1 / self._factor, 1 / self._factor)
+
     def returns_in_image(
         self, t: int, c: int
     ) -> tuple[Float64[np.ndarray, "n 2"], Float64[np.ndarray, " n"], Int64[np.ndarray, " inside"]]:
         """Where the keyframe's returns (`lidar`) fall in one of its images: render pixels; depth along the camera's
         axis, metres; the indices of those that are in front of the camera and in the image."""
         points = self.lidar(t)[0].astype(np.float64)
-        global_from_cam = self.table.camera_global_from_ego[t, c] @ self.table.ego_from_cam[t, c]
-        cam_from_ego = invert(global_from_cam) @ self.table.global_from_ego[t]
-        K = scale_intrinsics(self.table.K[t, c], 1 / self._factor, 1 / self._factor)
-        uv, depth, in_front = project(K, transform_points(cam_from_ego, points))
+        ego_from_cam, K = (array[c] for array in self.cameras(t))
+        uv, depth, in_front = project(K, transform_points(invert(ego_from_cam), points))
         return uv, depth, np.flatnonzero(in_front & in_image(uv, *self.render_size))
 
     def movable_returns(self, t: int, min_score: float) -> Bool[np.ndarray, " n"]:

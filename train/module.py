@@ -37,7 +37,7 @@ from train.supervise import (
     smooth_flow,
     supervise_flow,
 )
-from train.supervise_lidar import supervise_lifted_flow, supervise_pixel_depth, supervise_ranges
+from train.supervise_lidar import supervise_lifted_flow, supervise_pixel_depth, supervise_ranges, supervise_still
 from train.watch import Watch
 
 
@@ -115,11 +115,13 @@ class StageModule(pl.LightningModule):
             if batch.moving_points is not None:
                 lifted, spots = supervise_lifted_flow(fields, batch)
                 terms.add("lifted_flow", lifted, loss.lifted_flow, spots=spots)
+            if batch.still_points is not None:
+                terms.add("lifted_still", supervise_still(fields, batch), loss.lifted_still)
             terms.add("dreg", calm_static(cast, motion, loss), loss.dreg)
             terms.add("smooth_flow", smooth_flow(cast), loss.smooth_flow)
 
         # LiDAR rays, cast from where they were measured.
-        if batch.lidar_points is not None:
+        if batch.return_points is not None:
             ranges, spread, returns = supervise_ranges(
                 fields, self.network.renderer, batch, loss,
                 step=self._anneal_step, far_sample=far, generator=generator,
@@ -217,7 +219,8 @@ class StageModule(pl.LightningModule):
     @property
     def images_only(self) -> bool:
         """Whether the stage is in its first part, which trains the image side alone (`image_share`)."""
-        return self.config.ablation.lidar and self.progress < self.settings.image_share
+        measured = self.config.ablation.lidar or self.config.rays.triangulated > 0
+        return measured and self.progress < self.settings.image_share
 
     @property
     def _disentangled(self) -> bool:

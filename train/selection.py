@@ -49,13 +49,20 @@ def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
         cues.append("lidar")
         if config.rays.lidar_reach:
             cues.append("masks")
+    if config.rays.triangulated:
+        cues += triangulation_cues(config)
     if stage == 2 and (switches.flow_supervision or switches.dynamic_disentanglement):
         cues.append("flow_next")
-        if switches.dynamic_disentanglement and "masks" not in cues:
+        if switches.dynamic_disentanglement:
             cues.append("masks")
         if switches.flow_supervision and switches.backward_static_flow:
             cues.append(f"flow_{config.data.backward_cue}")
-    return tuple(cues)
+    return tuple(dict.fromkeys(cues))
+
+
+def triangulation_cues(config: TrainConfig) -> tuple[str, ...]:
+    """Cues that points are triangulated from (`rays.triangulated`)."""
+    return ("flow_next", f"flow_{config.data.backward_cue}", "masks")
 
 
 def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> list[tuple[str, int]]:

@@ -89,8 +89,13 @@ class RaysConfig(Section):
     now. Needs masks, for what moved in between is left out."""
     lidar_own: float = Field(default=0.5, gt=0.0, le=1.0)
     """Share of the keyframe's own returns, where others are cast too."""
+    triangulated: NonNegativeInt = 0
+    """Rays to points that the flow cues of what stands still give, beside LiDAR's or in their place: a camera-only
+    run's returns (`train.triangulate`). Needs masks, `flow_next` and the backward flow cue."""
     moving: PositiveInt = 512
     """Spots on movable things whose lifted motion is learned (`loss.lifted_flow`)."""
+    still: PositiveInt = 2048
+    """Spots on everything else whose flow is drawn to zero (`loss.lifted_still`)."""
     far_sample: bool = True
     """Whether the light that passes every sample comes from one more sample, at the exit of the volume (rays that see
     the sky then need no matter); False: weights are shared among the samples in the volume alone."""
@@ -117,6 +122,10 @@ class LossConfig(Section):
     lifted_flow: NonNegativeFloat = 0.0
     """Second stage: motion of LiDAR returns on movable things as `train.lifted_flow` finds it in the cue, per metre and
     interval. Needs LiDAR, masks and `flow_next`."""
+    lifted_still: NonNegativeFloat = 0.0
+    """Second stage: length of the flow at returns that lie on no movable thing, per metre and interval. Without it
+    whatever surrounds a moving thing, such as the lane it drives in, is given its motion. Needs LiDAR and masks, or
+    `rays.triangulated`."""
     dreg: NonNegativeFloat = 0.1
     lidar: NonNegativeFloat = 0.2
     lidar_focus: float = Field(default=0.85, ge=0.0, le=1.0)
@@ -180,8 +189,8 @@ class StageConfig(Section):
     lr_scale: PositiveFloat = 1.0
     image_share: float = Field(default=0.0, ge=0.0, lt=1.0)
     """This first part of the stage trains the image side alone, on `loss.pixel_depth`: without a volume and without
-    rays a step costs a tenth, and depth that images give away is learned from many more of them. Camera-only runs
-    have no such part."""
+    rays a step costs a tenth, and depth that images give away is learned from many more of them. A camera-only run
+    has no such part unless it triangulates its returns (`rays.triangulated`)."""
     temperature_floor: float | None = None
     """The temperature v may not lie below a bound that rises from where v starts to this value over
     `temperature_span`; None: it is free. A free one falls while ranges are uncertain, for a blurred surface costs less

@@ -34,13 +34,13 @@ def supervise_ranges(
 
     The spread is zero where the configuration gives it no weight.
     """
-    assert batch.lidar_points is not None
-    assert batch.lidar_origins is not None
-    assert batch.lidar_valid is not None
-    rays, measured = lidar_rays(batch.lidar_points, batch.lidar_origins)
+    assert batch.return_points is not None
+    assert batch.return_origins is not None
+    assert batch.return_valid is not None
+    rays, measured = lidar_rays(batch.return_points, batch.return_origins)
     jitter = beside(torch.rand(measured.shape, generator=generator), measured)
     cast = cast_ranges(fields, renderer, rays, jitter=jitter, step=step, far_sample=far_sample)
-    valid = batch.lidar_valid & cast.valid & (measured > 0)
+    valid = batch.return_valid & cast.valid & (measured > 0)
     ranges = scale_invariant_loss(cast.range, measured, valid, loss.lidar_focus)
     spread = ranges.new_zeros(())
     if loss.lidar_spread:
@@ -50,15 +50,15 @@ def supervise_ranges(
 
 def supervise_pixel_depth(predicted: PixelDepth, batch: Batch) -> Float[Tensor, ""]:
     """The image cells' depths against the keyframe's own LiDAR returns, wherever these fall into its images."""
-    assert batch.lidar_points is not None
-    assert batch.lidar_valid is not None
-    assert batch.lidar_own is not None
+    assert batch.return_points is not None
+    assert batch.return_valid is not None
+    assert batch.return_own is not None
     height, width = batch.images.shape[-2:]
     rig = CameraRig.build(batch.K, batch.ref_from_cam, batch.camera_valid, (height, width))
     cameras = batch.K.shape[1]
-    points = transform_points(rig.cam_from_ref.flatten(0, 1), batch.lidar_points.repeat_interleave(cameras, dim=0))
+    points = transform_points(rig.cam_from_ref.flatten(0, 1), batch.return_points.repeat_interleave(cameras, dim=0))
     uv, depth, in_front = project(rig.K.flatten(0, 1), points)
-    returns = (batch.lidar_valid & batch.lidar_own).repeat_interleave(cameras, dim=0)
+    returns = (batch.return_valid & batch.return_own).repeat_interleave(cameras, dim=0)
     valid = returns & in_front & in_image(uv, height, width) & rig.valid.flatten()[:, None]
     return pixel_depth_loss(predicted, uv / constant((width, height), uv) * 2 - 1, depth, valid)
 
@@ -74,3 +74,12 @@ def supervise_lifted_flow(fields: Fields, batch: Batch) -> tuple[Float[Tensor, "
     squared = (off.transpose(-1, -2) @ batch.moving_weight @ off)[..., 0, 0]
     # A length has no slope at zero.
     return masked_mean((squared.clamp_min(0) + 1e-6).sqrt(), batch.moving_valid), batch.moving_valid.sum()
+
+
+def supervise_still(fields: Fields, batch: Batch) -> Float[Tensor, ""]:
+    """Mean length of the flow at spots that lie on no movable thing, metres per interval."""
+    assert batch.still_points is not None
+    assert batch.still_valid is not None
+    squared = fields.flow_at(batch.still_points).square().sum(-1)
+    # A length has no slope at zero.
+    return masked_mean((squared + 1e-6).sqrt(), batch.still_valid)

@@ -103,10 +103,10 @@ def random_batch(config: TrainConfig, network_size: tuple[int, int], render_size
         flow_next=flow(4.0, 1.0),
         flow_back=flow(-4.0, -1.0),
         movable=torch.rand(1, CAMERAS, height, width) > 0.95,
-        lidar_points=torch.randn(1, returns, 3) * torch.tensor([12.0, 12.0, 0.8]) + torch.tensor([0.0, 0.0, 1.0]),
-        lidar_valid=torch.ones(1, returns, dtype=torch.bool),
-        lidar_own=torch.ones(1, returns, dtype=torch.bool),
-        lidar_origins=torch.tensor([0.0, 0.0, 1.8]).expand(1, returns, 3),
+        return_points=torch.randn(1, returns, 3) * torch.tensor([12.0, 12.0, 0.8]) + torch.tensor([0.0, 0.0, 1.0]),
+        return_valid=torch.ones(1, returns, dtype=torch.bool),
+        return_own=torch.ones(1, returns, dtype=torch.bool),
+        return_origins=torch.tensor([0.0, 0.0, 1.8]).expand(1, returns, 3),
     )
 
 

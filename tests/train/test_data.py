@@ -16,8 +16,8 @@ from storage.store import CueStore, UnitId
 from train.batch import Batch, collate
 from train.config import ConfigError, TrainConfig
 from train.data import KeyframeDataset, build_loader
-from train.lidar import draw_returns
 from train.neighbours import Neighbour, candidates, draw_neighbour
+from train.returns import Measured, draw_returns
 from train.selection import Exclusion, training_frames
 from train.settings import NeighbourConfig
 
@@ -203,10 +203,10 @@ def test_returns_are_those_inside_the_volume(tiny_config: Make) -> None:
     grid = tiny_config().model.grid.build()
     rng = np.random.default_rng(0)
     points = np.array([[1.0, 2.0, 0.5], [100.0, 0.0, 0.0], [3.0, 0.0, 0.0]], dtype=np.float32)
-    drawn, valid, *_ = draw_returns(points, np.zeros(3), grid, 5, rng)
+    drawn, valid, *_ = draw_returns(Measured(points, np.zeros_like(points), np.ones(3, dtype=bool)), grid, 5, rng)
     assert valid.tolist() == [True, True, False, False, False]
     assert sorted(drawn[valid][:, 0].tolist()) == [1.0, 3.0]
-    drawn, valid, *_ = draw_returns(points[:0], np.full(3, np.nan), grid, 5, rng)
+    drawn, valid, *_ = draw_returns(Measured(points[:0], points[:0], np.ones(0, dtype=bool)), grid, 5, rng)
     assert not valid.any()
     assert torch.isfinite(drawn).all()
 
@@ -233,10 +233,10 @@ def test_a_missing_camera_is_marked_and_harmless(world, tiny_config: Make, tmp_p
 def test_samples_repeat_by_seed_and_differ_by_draw(tiny_config: Make) -> None:
     config = tiny_config()
     first, again, other = (sample_of(config, 1, 2, draw) for draw in (5, 5, 6))
-    assert first.lidar_points is not None
-    assert torch.equal(first.lidar_points, again.lidar_points)
+    assert first.return_points is not None
+    assert torch.equal(first.return_points, again.return_points)
     assert torch.equal(first.earlier.images, again.earlier.images)
-    assert not torch.equal(first.lidar_points, other.lidar_points)
+    assert not torch.equal(first.return_points, other.return_points)
 
 
 def test_cache_is_bounded_and_changes_nothing(tiny_config: Make) -> None:
@@ -255,10 +255,11 @@ def test_batches_stack_and_move(tiny_config: Make) -> None:
     config = tiny_config(ablation={"lidar": False})
     batch = collate([sample_of(config, 1, 1), sample_of(config, 1, 2)])
     assert batch.frames.images.shape[:3] == (2, 3, 2)
-    assert batch.lidar_points is None
+    assert batch.return_points is None
     assert batch.to("cpu").earlier.images.shape == (2, 2, 3, 16, 32)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where one core is to be had
 def test_the_number_of_workers_changes_nothing(tiny_config: Make) -> None:
     config = tiny_config()
     frames = [("a", 1), ("a", 2), ("b", 3)]
@@ -269,8 +270,8 @@ def test_the_number_of_workers_changes_nothing(tiny_config: Make) -> None:
     for left, right in zip(own, spawned, strict=True):
         assert torch.equal(left.frames.images, right.frames.images)
         assert torch.equal(left.earlier.cam_from_ref, right.earlier.cam_from_ref)
-        assert left.lidar_points is not None
-        assert torch.equal(left.lidar_points, right.lidar_points)
+        assert left.return_points is not None
+        assert torch.equal(left.return_points, right.return_points)
 
 
 def test_all_that_is_read_was_asked_for_before(

@@ -46,7 +46,7 @@ def test_a_parcel_holds_the_batch_that_collate_makes(tiny_config: Make, lidar: b
     parcel, expected = pack(given_), collate(given_)
     found = unpack(parcel.memory, parcel.form)
     assert type(found) is Batch
-    assert (found.lidar_points is None) is not lidar
+    assert (found.return_points is None) is not lidar
     assert len(leaves(found)) == len(leaves(expected)) > 20
     for ours, theirs in zip(leaves(found), leaves(expected), strict=True):
         assert ours.dtype == theirs.dtype

@@ -14,7 +14,7 @@ from train.config import TrainConfig
 from train.data import KeyframeDataset
 from train.lifted_flow import Ending, Lifted, _land, depth_at, in_patches, lift_flow, on_things
 from train.loop import train
-from train.supervise_lidar import supervise_lifted_flow
+from train.supervise_lidar import supervise_lifted_flow, supervise_still
 
 Make = Callable[..., TrainConfig]
 FORWARD = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
@@ -159,3 +159,49 @@ def test_a_loss_of_the_second_stage_where_its_cues_are(tiny_config: Make) -> Non
     assert last.moving_valid is not None
     assert not last.moving_valid.any()
     assert train(config).finished
+
+
+def test_what_stands_still_lies_on_no_movable_thing(world: Any, tiny_config: Make) -> None:
+    config = tiny_config(loss={"lifted_still": 0.5})
+    batch = batch_at(config, 1)
+    assert batch.still_points is not None
+    assert batch.still_valid is not None
+    points = batch.still_points[batch.still_valid].double().numpy()
+    grid = config.model.grid.build()
+    assert grid.contains(points).all()
+    cells = np.floor(points / min(grid.voxel_size))
+    assert len(np.unique(cells, axis=0)) == len(points) > 20
+    # The box's returns are not among them; what no camera sees (behind the car) is on no mask either, and is not there.
+    low, high = world.box(0.5)
+    in_world = points @ world.ego(0.5)[:3, :3].T + world.ego(0.5)[:3, 3]
+    assert not ((in_world > low - 0.02) & (in_world < high + 0.02)).all(axis=1).any()
+    assert batch.return_points is not None
+    assert batch.return_valid is not None
+    assert points[:, 0].min() > -1 > batch.return_points[batch.return_valid][:, 0].min()
+
+
+def test_still_spots_cost_the_length_of_their_flow(tiny_config: Make) -> None:
+    config = tiny_config(loss={"lifted_still": 0.5})
+    batch, grid = batch_at(config, 1), config.model.grid.build()
+    for flow, cost in (((0.0, 0.0), 0.001), ((3.0, 4.0), 5.0)):
+        fields = Fields(torch.zeros(1, *grid.shape), torch.tensor(flow).expand(1, *grid.shape, 2), grid)
+        assert supervise_still(fields, batch).item() == pytest.approx(cost)
+    batch.still_valid = torch.zeros_like(batch.still_valid)  # type: ignore[arg-type]
+    flow_of_one = torch.ones(1, *grid.shape, 2, requires_grad=True)
+    nothing = supervise_still(Fields(torch.zeros(1, *grid.shape), flow_of_one, grid), batch)
+    nothing.backward()
+    assert nothing.item() == 0
+    assert flow_of_one.grad is not None
+    assert not flow_of_one.grad.any()
+
+
+def test_still_spots_belong_to_the_second_stage_and_to_lidar(tiny_config: Make) -> None:
+    config = tiny_config(loss={"lifted_still": 0.5})
+    assert KeyframeDataset(config, 1, [("a", 1)], 0)[0, 0].still_points is None
+    assert batch_at(tiny_config(), 1).still_points is None
+    without = {"loss": {"lifted_still": 0.5}, "ablation": {"lidar": False}}
+    assert batch_at(tiny_config(**without), 1).still_points is None
+    # Triangulated points lie on what stands still by themselves.
+    batch = batch_at(tiny_config(**without, rays={"triangulated": 100}), 1)
+    assert batch.still_valid is not None
+    assert batch.still_valid.sum() > 20

@@ -66,10 +66,10 @@ def test_returns_find_their_cells(tiny_config: Make) -> None:
     keyframes' returns do not count."""
     config = tiny_config(model=LIFT)
     batch = collate([KeyframeDataset(config, 1, [("a", 1)], 0)[0, 0]])
-    assert batch.lidar_points is not None
+    assert batch.return_points is not None
     bins = DepthBins(0.0, math.log(60.0), 24)
-    batch.lidar_points = batch.ref_from_cam[:, :1, :3, 3] + 9.0 * batch.ref_from_cam[:, :1, :3, 2]
-    batch.lidar_valid, batch.lidar_own = (torch.ones(1, 1, dtype=torch.bool) for _ in range(2))
+    batch.return_points = batch.ref_from_cam[:, :1, :3, 3] + 9.0 * batch.ref_from_cam[:, :1, :3, 2]
+    batch.return_valid, batch.return_own = (torch.ones(1, 1, dtype=torch.bool) for _ in range(2))
     losses = {}
     for depth in (9.0, 18.0):
         sure = -10 * (torch.arange(24) - bins.position(torch.tensor(depth).log())).abs()
@@ -77,7 +77,7 @@ def test_returns_find_their_cells(tiny_config: Make) -> None:
         losses[depth] = supervise_pixel_depth(predicted, batch).item()
     assert losses[9.0] < 6
     assert losses[18.0] > losses[9.0] + 20
-    batch.lidar_own = torch.zeros(1, 1, dtype=torch.bool)
+    batch.return_own = torch.zeros(1, 1, dtype=torch.bool)
     assert supervise_pixel_depth(predicted, batch).item() == 0
 
 

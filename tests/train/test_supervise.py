@@ -187,13 +187,13 @@ def test_no_cue_no_neighbour_no_returns_is_no_loss(world: Any, tiny_config: Make
     batch = batch_at(config, 1)
     assert batch.flow_next is not None
     assert batch.flow_back is not None
-    assert batch.lidar_valid is not None
+    assert batch.return_valid is not None
     for mask in (
         batch.flow_next.known,
         batch.flow_back.known,
         batch.later.valid,
         batch.earlier.valid,
-        batch.lidar_valid,
+        batch.return_valid,
     ):
         mask[:] = False
     cast = true_cast(world, batch, 1)
@@ -242,10 +242,10 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
     batch = batch_at(config, 1)
     renderer = Renderer(config.model.render.model_copy(update={"temperature_v": 0.3, "samples": 96}))
     y = torch.linspace(-6, 6, 128)
-    batch.lidar_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
-    batch.lidar_valid = batch.lidar_own = torch.ones(1, 128, dtype=torch.bool)
-    assert batch.lidar_origins is not None
-    batch.lidar_origins = batch.lidar_origins[:, :128]
+    batch.return_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
+    batch.return_valid = batch.return_own = torch.ones(1, 128, dtype=torch.bool)
+    assert batch.return_origins is not None
+    batch.return_origins = batch.return_origins[:, :128]
     losses, spreads = {}, {}
     weights = config.loss.model_copy(update={"lidar_spread": 1.0})
     with torch.no_grad():
@@ -257,7 +257,7 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
             )
             assert count == 128
             losses[x], spreads[x] = loss.item(), spread.item()
-        rays, measured = lidar_rays(batch.lidar_points, batch.lidar_origins)
+        rays, measured = lidar_rays(batch.return_points, batch.return_origins)
         ranges = cast_ranges(
             wall_fields(config, 10.0), renderer, rays, jitter=torch.zeros(1, 128), step=10**6, far_sample=True
         ).range

@@ -10,7 +10,7 @@ import torch
 from geometry.transforms import invert, transform_points
 from train.config import TrainConfig
 from train.data import KeyframeDataset
-from train.lidar import Returns, draw_returns, passes_near, thinned
+from train.returns import Measured, Returns, draw_returns, passes_near, thinned
 
 Make = Callable[..., TrainConfig]
 
@@ -22,7 +22,7 @@ def with_reach(tiny_config: Make, reach: int, **rays: float) -> TrainConfig:
 def returns_at(config: TrainConfig, t: int) -> Returns:
     """The returns of a sample."""
     sample = KeyframeDataset(config, 1, [("a", t)], 0)[0, 0]
-    fields = (sample.lidar_points, sample.lidar_valid, sample.lidar_own, sample.lidar_origins)
+    fields = (sample.return_points, sample.return_valid, sample.return_own, sample.return_origins)
     points, valid, own, origins = (field for field in fields if field is not None)
     return Returns(points, valid, own, origins)
 
@@ -75,7 +75,7 @@ def test_reach_asks_for_masks(tiny_config: Make) -> None:
 
 def test_passing_by_hand() -> None:
     """From the origin to (10, 0, 0): an obstacle beside the ray, beyond its end, behind its start, at its end."""
-    points, origin = np.array([[10.0, 0, 0]], np.float32), np.zeros(3)
+    points, origin = np.array([[10.0, 0, 0]], np.float32), np.zeros((1, 3), np.float32)
     for obstacle, expected in (((5, 0.9, 0), True), ((5, 1.1, 0), False), ((11.2, 0, 0), False), ((-1.2, 0, 0), False),
                                ((10.5, 0, 0), True)):  # fmt: skip
         assert passes_near(points, origin, np.array([obstacle], np.float32), 1.0).tolist() == [expected]
@@ -87,10 +87,10 @@ def test_passing_by_hand() -> None:
 def test_passing_against_a_slow_version() -> None:
     rng = np.random.default_rng(0)
     points, obstacles = rng.uniform(-10, 10, (50, 3)), rng.uniform(-10, 10, (7, 3))
-    origin = np.array([1.0, -2.0, 0.5])
-    steps = origin + np.linspace(0, 1, 4001)[:, None, None] * (points - origin)
+    origins = rng.uniform(-3, 3, (50, 3))
+    steps = origins + np.linspace(0, 1, 4001)[:, None, None] * (points - origins)
     nearest = np.linalg.norm(steps[:, :, None] - obstacles, axis=-1).min(axis=(0, 2))
-    near = passes_near(points.astype(np.float32), origin, obstacles.astype(np.float32), 2.0)
+    near = passes_near(points.astype(np.float32), origins.astype(np.float32), obstacles.astype(np.float32), 2.0)
     sure = np.abs(nearest - 2.0) > 0.01
     assert sure.sum() > 40
     assert (near == (nearest < 2.0))[sure].all()
@@ -107,7 +107,8 @@ def test_draw_pads_and_marks(tiny_config: Make) -> None:
     grid = tiny_config().model.grid.build()
     middle = (np.array(grid.lower) + np.array(grid.upper)) / 2
     points = np.stack([middle, middle + 1000.0]).astype(np.float32)
-    drawn = draw_returns(points, np.array([np.nan, 0, 0]), grid, 4, np.random.default_rng(0), own=False)
+    measured = Measured(points, np.zeros((2, 3), np.float32), np.ones(2, dtype=bool))
+    drawn = draw_returns(measured, grid, 4, np.random.default_rng(0), own=False)
     assert drawn.valid.tolist() == [True, False, False, False]
     assert not drawn.own.any()
     assert torch.isfinite(drawn.origins).all()
