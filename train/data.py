@@ -1,6 +1,6 @@
 """Keyframes as training samples: read from the store, drawn from seeds, re-centred on the current ego pose."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,20 +14,10 @@ from storage.schema import StoreAttributes
 from train.batch import Batch, FlowTarget, View, collate
 from train.config import TrainConfig
 from train.frames import ByteCache, CachedScene, average_blocks, render_factor
-from train.lifted_flow import lifted_spots
 from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
-from train.returns import (
-    Measured,
-    Returns,
-    draw_with_neighbours,
-    lidar_returns,
-    movable_obstacles,
-    still_returns,
-    thinned,
-)
+from train.points import PointCues
 from train.sampler import StepSampler
-from train.selection import Exclusion, marked_frames, needed_cues, triangulation_cues
-from train.triangulate import triangulated_returns
+from train.selection import Exclusion, marked_frames, needed_cues
 
 
 class KeyframeDataset(Dataset[Batch]):
@@ -40,8 +30,8 @@ class KeyframeDataset(Dataset[Batch]):
         self.config, self.stage, self.frames = config, stage, frames
         self._cues = needed_cues(config, stage)
         self._cache_bytes = cache_bytes
-        self._grid = config.model.grid.build()
         self._excluded = Exclusion(config.data.held_out, marked_frames(config).frames)
+        self._points = PointCues(config, self._cues, self._excluded, self._flow, self._movable)
         self._reader: StoreReader | None = None
         self._scenes: dict[str, CachedScene] = {}
 
@@ -72,7 +62,7 @@ class KeyframeDataset(Dataset[Batch]):
         self._fetch(scene, t)
         queue = scene.queue(t, self.config.model.fusion.history + 1)
         valid = queue["camera_valid"][-1]
-        returns = self._returns(scene, t, rng)
+        returns = self._points.returns(scene, t, rng)
         earlier, later = self._neighbour(scene, t, "earlier", rng), self._later(scene, t, rng)
         self._fetch_neighbours(scene, earlier, later)
         images = torch.from_numpy(average_blocks(queue["images"][-1], self._factor))
@@ -94,8 +84,9 @@ class KeyframeDataset(Dataset[Batch]):
             return_own=None if returns is None else returns.own,
             return_origins=None if returns is None else returns.origins,
         )
-        self._add_lifted_flow(scene, t, batch, rng)
-        self._add_still(scene, t, batch, rng)
+        if self.stage == 2:
+            self._points.add_moving(scene, t, batch, rng)
+            self._points.add_still(scene, t, batch, rng)
         return batch
 
     def _fetch(self, scene: CachedScene, t: int) -> None:
@@ -183,74 +174,6 @@ class KeyframeDataset(Dataset[Batch]):
                     getattr(view, name)[cameras] = getattr(there, name)[cameras]
         flow[~known[:, None].repeat(2, axis=1)] = 0
         return FlowTarget(flow=torch.from_numpy(flow), known=torch.from_numpy(known), view=view)
-
-    def _returns(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Returns | None:
-        """The returns that this draw casts, of the keyframe and of those within `rays.lidar_reach` of it: LiDAR's, and
-        those that flow cues give (`rays.triangulated`)."""
-        rays, score = self.config.rays, self.config.data.min_mask_score
-        lidar = "lidar" in self._cues
-        near = range(max(0, t - rays.lidar_reach), min(scene.table.length, t + rays.lidar_reach + 1))
-        others = [k for k in near if k != t and not self._excluded(scene.name, k)]
-        obstacles = movable_obstacles(scene, t, score) if lidar and others else np.zeros((0, 3), dtype=np.float32)
-        parts: list[Returns] = []
-
-        def draw(measured: Callable[[int], Measured], count: int, needed: Sequence[str]) -> None:
-            there = [k for k in others if all(scene.has(cue, k) for cue in needed)]
-            parts.append(
-                draw_with_neighbours(measured, scene.table, t, there, obstacles, self._grid, count, rays.lidar_own, rng)
-            )
-
-        if lidar:
-            draw(lambda k: lidar_returns(scene, k, score, masks=bool(others)), rays.lidar, ("lidar", "masks"))
-        if rays.triangulated:
-            draw(lambda k: self._triangulated(scene, k), rays.triangulated, triangulation_cues(self.config))
-        return Returns(*(torch.cat(columns) for columns in zip(*parts, strict=True))) if parts else None
-
-    def _triangulated(self, scene: CachedScene, t: int) -> Measured:
-        """Points that the keyframe's flow cues give, worked out once."""
-
-        def make() -> np.ndarray:
-            valid = np.asarray(scene.table.camera_valid[t], dtype=bool)
-            slots = [c.removeprefix("flow_") for c in triangulation_cues(self.config) if c.startswith("flow_")]
-            targets = [self._flow(scene, slot, t, valid) for slot in slots]
-            return triangulated_returns(*scene.cameras(t), valid, self._movable(scene, t, valid).numpy(), targets)
-
-        found = scene.derived("triangulated", t, self.config.data.min_mask_score, make)
-        return Measured(found[:, :3], found[:, 3:], np.ones(len(found), dtype=bool))
-
-    def _add_lifted_flow(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
-        """Spots on movable things and their motion, where `loss.lifted_flow` learns from it."""
-        wanted = self.config.loss.lifted_flow and {"lidar", "masks", "flow_next"} <= set(self._cues)
-        if not wanted or batch.flow_next is None:
-            return
-        edge = min(self._grid.voxel_size)
-        score = self.config.data.min_mask_score
-        spots = scene.derived("lifted", t, score, lambda: lifted_spots(scene, t, score, batch, edge))
-        count = self.config.rays.moving
-        chosen = rng.permutation(len(spots))[:count]
-        drawn = np.zeros((count, 9), dtype=np.float32)
-        drawn[: len(chosen)] = spots[chosen]
-        batch.moving_points, batch.moving_motion = torch.from_numpy(drawn[:, :3]), torch.from_numpy(drawn[:, 3:5])
-        batch.moving_weight = torch.from_numpy(drawn[:, 5:]).unflatten(1, (2, 2))
-        batch.moving_valid = torch.arange(count) < len(chosen)
-
-    def _add_still(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
-        """Spots that stand still, where `loss.lifted_still` learns from them."""
-        lidar = {"lidar", "masks"} <= set(self._cues)
-        if self.stage == 1 or not (self.config.loss.lifted_still and (lidar or self.config.rays.triangulated)):
-            return
-        score = self.config.data.min_mask_score
-
-        def make() -> np.ndarray:
-            points = still_returns(scene, t, score) if lidar else self._triangulated(scene, t).points
-            return thinned(points[self._grid.contains(points.astype(np.float64))], min(self._grid.voxel_size))
-
-        spots = scene.derived("still", t, score, make)
-        count = self.config.rays.still
-        chosen = rng.permutation(len(spots))[:count]
-        drawn = np.zeros((count, 3), dtype=np.float32)
-        drawn[: len(chosen)] = spots[chosen]
-        batch.still_points, batch.still_valid = torch.from_numpy(drawn), torch.arange(count) < len(chosen)
 
 
 def build_loader(

@@ -1,0 +1,117 @@
+"""What is drawn of a keyframe in 3D: returns that rays are cast to, spots that move, spots that stand still."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from train.batch import Batch, FlowTarget
+from train.config import TrainConfig
+from train.frames import CachedScene
+from train.lifted_flow import lifted_spots
+from train.returns import (
+    Measured,
+    Returns,
+    draw_with_neighbours,
+    lidar_returns,
+    movable_obstacles,
+    still_returns,
+    thinned,
+)
+from train.selection import triangulation_cues
+from train.triangulate import triangulated_returns
+
+Targets = Callable[[CachedScene, str, int, np.ndarray], FlowTarget]
+"""A flow cue of a keyframe's valid cameras, by scene, slot, keyframe, camera_valid."""
+Masks = Callable[[CachedScene, int, np.ndarray], torch.Tensor]
+"""Where movable things are in a keyframe's valid cameras, bool (cameras, h, w)."""
+
+
+class PointCues:
+    """Draws from LiDAR, and from points that flow cues give, what the stage's losses ask for.
+
+    `cues`: those that the stage reads (`selection.needed_cues`). `excluded`: keyframes of which nothing may be used.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        cues: Sequence[str],
+        excluded: Callable[[str, int], bool],
+        targets: Targets,
+        movable: Masks,
+    ) -> None:
+        self.rays, self.loss, self.score = config.rays, config.loss, config.data.min_mask_score
+        self._lidar, self._cues = "lidar" in cues, frozenset(cues)
+        self._triangulation_cues = triangulation_cues(config)
+        self._excluded, self._targets, self._movable = excluded, targets, movable
+        self._grid = config.model.grid.build()
+
+    def returns(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Returns | None:
+        """The returns that this draw casts, of the keyframe and of those within `rays.lidar_reach` of it: LiDAR's, and
+        those that flow cues give (`rays.triangulated`)."""
+        reach = self.rays.lidar_reach
+        near = range(max(0, t - reach), min(scene.table.length, t + reach + 1))
+        others = [k for k in near if k != t and not self._excluded(scene.name, k)]
+        obstacles = np.zeros((0, 3), dtype=np.float32)
+        if self._lidar and others:
+            obstacles = movable_obstacles(scene, t, self.score)
+        parts: list[Returns] = []
+
+        def draw(measured: Callable[[int], Measured], count: int, needed: Sequence[str]) -> None:
+            there = [k for k in others if all(scene.has(cue, k) for cue in needed)]
+            share = self.rays.lidar_own
+            parts.append(
+                draw_with_neighbours(measured, scene.table, t, there, obstacles, self._grid, count, share, rng)
+            )
+
+        if self._lidar:
+            masks = bool(others)
+            draw(lambda k: lidar_returns(scene, k, self.score, masks), self.rays.lidar, ("lidar", "masks"))
+        if self.rays.triangulated:
+            draw(lambda k: self._triangulated(scene, k), self.rays.triangulated, self._triangulation_cues)
+        return Returns(*(torch.cat(columns) for columns in zip(*parts, strict=True))) if parts else None
+
+    def add_moving(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
+        """Spots on movable things and their motion, where `loss.lifted_flow` learns from it."""
+        wanted = self.loss.lifted_flow and {"lidar", "masks", "flow_next"} <= self._cues
+        if not wanted or batch.flow_next is None:
+            return
+        edge = min(self._grid.voxel_size)
+        spots = scene.derived("lifted", t, self.score, lambda: lifted_spots(scene, t, self.score, batch, edge))
+        drawn, batch.moving_valid = _draw(spots, self.rays.moving, rng)
+        batch.moving_points, batch.moving_motion = drawn[:, :3], drawn[:, 3:5]
+        batch.moving_weight = drawn[:, 5:].unflatten(1, (2, 2))
+
+    def add_still(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
+        """Spots that stand still, one per voxel, where `loss.lifted_still` learns from them."""
+        lidar = {"lidar", "masks"} <= self._cues
+        if not (self.loss.lifted_still and (lidar or self.rays.triangulated)):
+            return
+
+        def make() -> np.ndarray:
+            points = still_returns(scene, t, self.score) if lidar else self._triangulated(scene, t).points
+            return thinned(points[self._grid.contains(points.astype(np.float64))], min(self._grid.voxel_size))
+
+        spots = scene.derived("still", t, self.score, make)
+        batch.still_points, batch.still_valid = _draw(spots, self.rays.still, rng)
+
+    def _triangulated(self, scene: CachedScene, t: int) -> Measured:
+        """Points that the keyframe's flow cues give, worked out once."""
+
+        def make() -> np.ndarray:
+            valid = np.asarray(scene.table.camera_valid[t], dtype=bool)
+            slots = [cue.removeprefix("flow_") for cue in self._triangulation_cues if cue.startswith("flow_")]
+            targets = [self._targets(scene, slot, t, valid) for slot in slots]
+            return triangulated_returns(*scene.cameras(t), valid, self._movable(scene, t, valid).numpy(), targets)
+
+        found = scene.derived("triangulated", t, self.score, make)
+        return Measured(found[:, :3], found[:, 3:], np.ones(len(found), dtype=bool))
+
+
+def _draw(spots: np.ndarray, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` rows without replacement, zeros where there are fewer, and which are rows."""
+    chosen = rng.permutation(len(spots))[:count]
+    drawn = np.zeros((count, spots.shape[1]), dtype=np.float32)
+    drawn[: len(chosen)] = spots[chosen]
+    return torch.from_numpy(drawn), torch.arange(count) < len(chosen)
