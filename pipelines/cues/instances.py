@@ -1,13 +1,17 @@
 """Instance masks as the arrays of the store: ids unique in a block, table rows, ids linked over time by flow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32, UInt16
 
-from pipelines.cues.flow_field import endpoints
+from pipelines.cues.base import ImageSizes
+from pipelines.cues.instance_links import Linker, LinkRule
 from storage.schema import MASK_TABLE_FIELDS, MASK_TABLE_ROWS, UNKNOWN_CLASS
+
+FlowInto = Callable[[int, int], Float[np.ndarray, "2 h w"] | None]
+_ID, _CLASS, _LINKED = (MASK_TABLE_FIELDS.index(name) for name in ("id", "class", "linked"))
 
 
 @dataclass
@@ -51,45 +55,31 @@ class InstanceTable:
             row += 1
         return len(scores) - row
 
-    def link(self, i: int, c: int, flow: Float[np.ndarray, "2 h w"] | None, least_overlap: float) -> None:
-        """Give the instances of keyframe i the linked ids of those of keyframe i - 1 that flow into them.
+    def link(self, rule: LinkRule, sizes: ImageSizes, flow_into: FlowInto) -> None:
+        """Write the column `linked` of all instances: their own id where a track starts, else that of the track.
 
         Args:
-            flow: of keyframe i - 1, render pixels on its render grid, ending in keyframe i; None links nothing.
-            least_overlap: share of the smaller of a warped instance and its counterpart that must coincide.
+            rule: when an instance is the one before.
+            sizes: `sizes.network` is the size of the masks.
+            flow_into: from (i, c) to the flow of keyframe i - 1 of camera c that ends in keyframe i, render pixels on
+                the render grid, NaN = unknown; None where there is none. Asked for i > 0 only.
         """
-        table = self.table[i, c]
-        fresh = table[:, 0] > 0
-        if i > 0 and flow is not None:
-            for before, now in self._matches(i, c, flow, least_overlap):
-                row = np.flatnonzero(table[:, 0] == now)[0]
-                table[row, -1] = self.table[i - 1, c][self.table[i - 1, c][:, 0] == before, -1][0]
-                fresh[row] = False
-        # An instance's own id, unique in the block, starts a new track.
-        table[fresh, -1] = table[fresh, 0]
+        count, cameras = self.shape
+        for c in range(cameras):
+            linker = Linker(rule)
+            for i in range(count):
+                rows = self.table[i, c][self.table[i, c, :, _ID] > 0]
+                labels = on_render(self.instance[i, c], rows[:, _ID], sizes)
+                flow = flow_into(i, c) if i > 0 else None
+                ids, classes = (rows[:, column].astype(np.int64) for column in (_ID, _CLASS))
+                self.table[i, c, : len(rows), _LINKED] = linker.step(labels, ids, classes, flow)
 
-    def _matches(self, i: int, c: int, flow: Float[np.ndarray, "2 h w"], least: float) -> list[tuple[int, int]]:
-        """Pairs (id at i - 1, id at i), best overlap first, each id in one pair."""
-        factor = self.size[0] // flow.shape[1]
-        ends = endpoints(flow)
-        here = self.instance[i - 1, c][factor // 2 :: factor, factor // 2 :: factor]
-        there = self.instance[i, c][factor // 2 :: factor, factor // 2 :: factor]
-        height, width = here.shape
-        known = ~np.isnan(ends).any(axis=-1) & (here > 0)
-        column = np.floor(ends[known][:, 0]).astype(int)
-        row = np.floor(ends[known][:, 1]).astype(int)
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        landed = np.zeros(known.sum(), np.uint16)
-        landed[inside] = there[row[inside], column[inside]]
-        pairs = []
-        for before in np.unique(here[known]):
-            own = here[known] == before
-            ids, counts = np.unique(landed[own & (landed > 0)], return_counts=True)
-            for now, count in zip(ids, counts, strict=True):
-                share = count / max(1, min(own.sum(), (there == now).sum()))
-                pairs.append((min(share, 1.0), int(before), int(now)))
-        chosen: list[tuple[int, int]] = []
-        for share, before, now in sorted(pairs, reverse=True):
-            if share >= least and all(before != b and now != n for b, n in chosen):
-                chosen.append((before, now))
-        return chosen
+
+def on_render(
+    instance: UInt16[np.ndarray, "height width"], ids: np.ndarray, sizes: ImageSizes
+) -> Int32[np.ndarray, "h w"]:
+    """Ids of the block as 1..n in the order of `ids`, at the pixels in the middle of the render grid's."""
+    factor = sizes.network[0] // sizes.render[0]
+    number = np.zeros(int(ids.max(initial=0)) + 1, np.int32)
+    number[ids.astype(np.int64)] = np.arange(1, len(ids) + 1)
+    return number[instance[factor // 2 :: factor, factor // 2 :: factor]]

@@ -5,6 +5,7 @@ Backend `motion_lidar` has depth and emptied places from LiDAR; `motion_epipolar
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import cv2
@@ -16,6 +17,7 @@ from geometry.transforms import invert
 from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
 from pipelines.cues.flow_dis import DisSettings
 from pipelines.cues.flow_field import unpack_flow
+from pipelines.cues.instance_links import LinkRule
 from pipelines.cues.instances import InstanceTable
 from pipelines.cues.lidar import cam_from_ego_at
 from pipelines.cues.lidar_depth import DepthRule, depth_bounds, ground_plane, height_above
@@ -54,8 +56,7 @@ class MotionMasks:
     Attributes:
         flows: the flow cues that testify; more of them cover more and err less. An own DIS flow replaces them where
             none has a target.
-        motion, regions, dis: see the rules.
-        link_overlap: share of the smaller instance that must coincide for two keyframes' instances to be linked.
+        motion, regions, dis, link: see the rules.
         max_width: images are shrunk to this many columns for the own flow.
         threads: OpenCV's own thread count.
     """
@@ -64,7 +65,7 @@ class MotionMasks:
     motion: MotionRule = field(default_factory=MotionRule)
     regions: RegionRule = field(default_factory=RegionRule)
     dis: DisSettings = field(default_factory=DisSettings)
-    link_overlap: float = 0.3
+    link: LinkRule = field(default_factory=LinkRule)
     max_width: int = 1280
     threads: int = 1
     name: ClassVar[str] = "masks"
@@ -95,8 +96,8 @@ class MotionMasks:
                 labels, scores = self._outlined(context, image, found)
                 if out.add(i, c, labels, scores):
                     notes[NO_ROOM] = notes.get(NO_ROOM, 0) + 1
-                out.link(i, c, _flow_into(context, self.flows, i, c), self.link_overlap)
                 figures.append(_figures(context, i, c, out.instance[i, c], found))
+        out.link(self.link, context.sizes, partial(_flow_into, context, self.flows))
         lines = [f"{line} ({times} camera-frames)" for line, times in notes.items()]
         return CueBlock({"masks/instance": out.instance, "masks/table": out.table}, summarise(figures), lines)
 
@@ -222,7 +223,7 @@ def _points(lidar: Mapping[str, np.ndarray], i: int) -> Float[np.ndarray, "n 3"]
 
 def _flow_into(context: BlockContext, flows: tuple[str, ...], i: int, c: int) -> Float[np.ndarray, "2 h w"] | None:
     """Flow of the keyframe before that ends in keyframe i, if there is such a cue."""
-    if i == 0 or "flow_next" not in flows:
+    if "flow_next" not in flows:
         return None
     return unpack_flow(context.upstream("flow_next")["flow/next/flow"][i - 1, c])
 

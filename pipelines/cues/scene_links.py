@@ -11,8 +11,8 @@ from jaxtyping import Float, Int64
 
 from pipelines.config import json_digest
 from pipelines.cues.base import ImageSizes
-from pipelines.cues.grounded_sam.tracks import Linker, LinkRule
-from pipelines.cues.grounded_sam.views import on_render
+from pipelines.cues.instance_links import Linker, LinkRule
+from pipelines.cues.instances import on_render
 from storage.commit import Provenance
 from storage.layout import UnitId
 from storage.reader import SceneReader, StoreReader

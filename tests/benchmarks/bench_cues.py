@@ -4,8 +4,8 @@ First table: images (or pairs) per second and peak memory by backend and batch s
 loop in the same run: one image, one prompt, one box at a time, float32, attention written out. Weights are random, so
 the number of boxes is fixed, not found. `--size full` has the published architectures; `small` runs anywhere.
 
-Second table: the embedded cues on a synthetic log, CPU milliseconds per camera-frame, with their quality against its
-truth. `--log` takes a nuScenes-format log that is there; otherwise a small one is made.
+Second table: the embedded cues on a synthetic log, camera-frames per second of one core and peak memory of the process,
+with their quality against its truth. `--log` takes a nuScenes-format log that is there; otherwise a small one is made.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import torch
 from cue_models import PROMPTS, build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from eval.labels import summarise
 from pipelines.block import extract_block
 from pipelines.config import load_config
 from pipelines.cues.grounded_sam.boxes import OwnCarRule
@@ -37,6 +38,7 @@ from pipelines.cues.grounded_sam.sam3 import Sam3
 from pipelines.cues.unimatch.inference import Precision, flow_both_ways
 from pipelines.cues.unimatch.network import UniMatch
 from pipelines.cues.unimatch.variants import VARIANTS, Variant
+from pipelines.registry import build_extractor
 from pipelines.workbench import Workbench
 from storage.layout import UnitId
 
@@ -58,7 +60,7 @@ class Meter:
     def __call__(self, backend: str, how: str, count: int, call: Callable[[], object]) -> None:
         """Time `call`, which treats `count` images or pairs; "plain loop" sets what the others are compared to."""
         call()
-        self._forget()
+        self.forget()
         started = time.perf_counter()
         call()
         self._wait()
@@ -66,7 +68,7 @@ class Meter:
         if how.startswith("plain"):
             self.plain[backend] = rate
         ratio = rate / self.plain[backend]
-        row = (backend, how, f"{rate:.3g}", f"{ratio:.2f}", f"{self._peak_mb():.0f}")
+        row = (backend, how, f"{rate:.3g}", f"{ratio:.2f}", f"{self.peak_mb():.0f}")
         self.rows.append(row)
         print("  ".join(f"{cell:<{w}}" for cell, w in zip(row, (34, 22, 9, 7, 7), strict=True)), flush=True)
 
@@ -74,14 +76,16 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Peak memory is counted from here on."""
         self._wait()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5")
 
-    def _peak_mb(self) -> float:
+    def peak_mb(self) -> float:
+        """MB at most since `forget`."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         status = Path("/proc/self/status")
@@ -218,22 +222,31 @@ FLOW_FIGURES = ("epe", "fl_all", "coverage", "invented", "epe_moving", "coverage
 MASK_FIGURES = ("iou", "precision", "recall", "instance_precision", "instance_recall")
 
 
-def measure_embedded(log: Path, folder: Path, count: int, wide: int) -> None:
-    """The second table: every embedded backend at `wide` columns, and as the demo's preset has it.
+def measure_embedded(log: Path, folder: Path, count: int, wide: int, demo_width: int | None) -> None:
+    """The second table: every embedded backend at `wide` columns, and as the demo's preset has it (or `demo_width`).
 
-    Masks are made from the flows just above them.
+    Masks are made from the flows just above them. Images are decoded before; flow_prev finds the films of flow_next
+    followed both ways already.
     """
     config = load_config("demo", {"dataset": {"kind": "nuscenes", "root": log}, "store": folder / "store.zarr"})
-    bench, demo = Workbench(config), config.cues
+    bench, demo = Workbench(config), dict(config.cues)
+    for cue in ("flow_next", "flow_prev") if demo_width else ():
+        demo[cue] = {**demo[cue], "max_width": demo_width}
     scenes = bench.scene_names()[:count]
     made: dict[str, dict[str, Any]] = {scene: {} for scene in scenes}
+    meter = Meter(torch.device("cpu"), [])
     cv2.setNumThreads(1)
+    for scene in scenes:
+        bench.inputs(scene)  # hashing the raw files is not the cue's time, nor is decoding them
+        for frame in bench.scene(scene).frames:
+            for image in frame.images.values():
+                bench.images(image)
 
     def run(label: str, cue: str, parameters: dict[str, Any]) -> None:
         extractor = build_extractor(config.model_copy(update={"cues": {**demo, cue: parameters}}), cue)
         busy, frames, figures = 0.0, 0, []
+        meter.forget()
         for scene in scenes:
-            bench.inputs(scene)  # hashing the raw files is not the cue's time
             started = time.process_time()
             block, _ = extract_block(bench, UnitId(cue, scene), extractor, made[scene].__getitem__)
             busy += time.process_time() - started
@@ -246,9 +259,11 @@ def measure_embedded(log: Path, folder: Path, count: int, wide: int) -> None:
             for name in (MASK_FIGURES if cue == "masks" else FLOW_FIGURES)
             if name in told and told[name]["value"] is not None
         ]
-        print(f"{cue:<10} {label:<22} {1000 * busy / frames:7.1f} ms  {'  '.join(values)}", flush=True)
+        print(
+            f"{cue:<10} {label:<22} {frames / busy:7.1f}/s {meter.peak_mb():5.0f} MB  {'  '.join(values)}", flush=True
+        )
 
-    print("cue        backend                CPU a camera-frame, against truth")
+    print("cue        backend                camera-frames a CPU second, peak memory, against truth")
     run("points", "lidar", {})
     for backend in ("dis", "dis_chain", "tracks"):
         run(backend, "flow_next", {"backend": backend, "max_width": wide})
@@ -268,6 +283,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="a synthetic log in nuScenes' format, with its truth")
     parser.add_argument("--scenes", type=int, default=2)
     parser.add_argument("--width", type=int, default=264, help="columns at which embedded flows work")
+    parser.add_argument("--demo-width", type=int, help="the same for the demo's flows; default as its preset has it")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     gpu = arguments.device.startswith("cuda")
@@ -281,7 +297,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             log = arguments.log or small_log(folder / "log", arguments.scenes)
-            measure_embedded(log, folder, arguments.scenes, arguments.width)
+            measure_embedded(log, folder, arguments.scenes, arguments.width, arguments.demo_width)
 
 
 def small_log(folder: Path, scenes: int) -> Path:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Float, UInt8
 from pipelines.config import ConfigError
 from pipelines.cues.cotracker.packages import ALLTRACKER
 from pipelines.cues.cotracker.tracker import Tracked, fitted
+from pipelines.cues.devices import loaded_once
 from pipelines.cues.grounded_sam.originals import package
 from pipelines.weights import WeightsError, load_checkpoint
 
@@ -93,6 +93,6 @@ def load_alltracker(path: Path, digest: str, device: torch.device) -> AllTracker
     return AllTracker(_network(path, digest, device), device)
 
 
-@lru_cache(2)
+@loaded_once
 def _network(path: Path, digest: str, device: torch.device) -> Any:
     return build_network(path).to(device)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from pipelines.config import ConfigError
 from pipelines.cues.cotracker.packages import COTRACKER
+from pipelines.cues.devices import loaded_once
 from pipelines.cues.grounded_sam.originals import package
 from pipelines.weights import WeightsError, load_checkpoint
 
@@ -193,7 +194,7 @@ def load_cotracker(
     return CoTracker(network, size or (own[0], own[1]), memory)
 
 
-@lru_cache(2)
+@loaded_once
 def _network(path: Path, digest: str, device: torch.device) -> Any:
     network = build_network(path).to(device)
     logging.getLogger(__name__).warning(NOTICE)

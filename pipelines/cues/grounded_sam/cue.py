@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import cv2
@@ -24,17 +24,15 @@ from pipelines.cues.grounded_sam.prompts import DEFAULT_PROMPTS, Prompts
 from pipelines.cues.grounded_sam.records import Candidates, MaskFinder
 from pipelines.cues.grounded_sam.regions import Instances, MaskRule, sort_out
 from pipelines.cues.grounded_sam.runtime import Runtime
-from pipelines.cues.grounded_sam.tracks import Linker, LinkRule
-from pipelines.cues.grounded_sam.views import on_render, view, view_factor
+from pipelines.cues.grounded_sam.views import view, view_factor
+from pipelines.cues.instance_links import LinkRule
 from pipelines.cues.instances import InstanceTable
 from pipelines.cues.resize import resize_image
 from pipelines.cues.truth import camera_truth
 from pipelines.datasets.records import CameraImage
 from pipelines.weights import weights_digest
-from storage.schema import MASK_TABLE_FIELDS
 
 VERSION = 1
-_LINKED = MASK_TABLE_FIELDS.index("linked")
 _RUNTIME_ONLY = ("device", "images", "boxes")
 
 
@@ -141,7 +139,7 @@ class PromptedMasks:
                     line = "instances left out: more than the table has rows"
                     notes[line] = notes.get(line, 0) + 1
                 figures.append(_figures(context, i, c, out.instance[i, c], found))
-        self._link(context, out)
+        out.link(self.link, context.sizes, partial(self._flow_into, context))
         lines = [f"{line} ({count} camera-frames)" for line, count in notes.items()]
         return CueBlock({"masks/instance": out.instance, "masks/table": out.table}, summarise(figures), lines)
 
@@ -168,23 +166,10 @@ class PromptedMasks:
             hidden = own_car_mask(image.channel, own, (image.height, image.width), context.sizes.transform(image))
         return sort_out(found, self.masks, hidden)
 
-    def _link(self, context: BlockContext, out: InstanceTable) -> None:
-        """Write the column `linked`: every instance's own id where a track starts, else that of the track."""
-        count, cameras = out.shape
-        for c in range(cameras):
-            linker = Linker(self.link)
-            for i in range(count):
-                rows = out.table[i, c][out.table[i, c, :, 0] > 0]
-                if self.link_flow == "none":
-                    out.table[i, c, : len(rows), _LINKED] = rows[:, 0]
-                    continue
-                labels = on_render(out.instance[i, c], rows[:, 0], context.sizes)
-                flow = self._flow_into(context, i, c) if i > 0 else None
-                tracks = linker.step(labels, rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), flow)
-                out.table[i, c, : len(rows), _LINKED] = tracks
-
     def _flow_into(self, context: BlockContext, i: int, c: int) -> Float[np.ndarray, "2 h w"] | None:
-        """Flow of keyframe i - 1 of the block that ends in keyframe i, render pixels; None where there is none."""
+        """Flow of keyframe i - 1 of the block that ends in keyframe i, render pixels; None where nothing is linked."""
+        if self.link_flow == "none":
+            return None
         if self.link_flow == "flow_next":
             stored = context.upstream("flow_next")
             aimed = stored["flow/next/target_frame"][i - 1, c] == context.start + i

@@ -3,7 +3,6 @@
 Both import torchvision. Their networks are used, not their preprocessing; files are read as weights only.
 """
 
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from pipelines.cues.grounded_sam.detection import DetectionRule, TokenScores, read_boxes
-from pipelines.cues.grounded_sam.pixels import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    chunks,
-    edge_limited,
-    longest_edge,
-    normalised,
-    resized,
-    stack_images,
-)
+from pipelines.cues.grounded_sam.caption_detector import Asked, CaptionDetector
+from pipelines.cues.grounded_sam.detection import DetectionRule
+from pipelines.cues.grounded_sam.pixels import IMAGENET_MEAN, IMAGENET_STD, longest_edge
 from pipelines.cues.grounded_sam.prompts import Prompts, captions
-from pipelines.cues.grounded_sam.records import Detections, Image
 from pipelines.cues.grounded_sam.runtime import Runtime
 from pipelines.cues.grounded_sam.sam import BoxSegmenter
 from pipelines.weights import WeightsError, load_checkpoint
@@ -91,7 +81,7 @@ def sam_from_checkpoint(file: Path, runtime: Runtime) -> BoxSegmenter:
     return BoxSegmenter(OriginalSam(net.to(runtime.torch_device).eval()), runtime, IMAGENET_MEAN, IMAGENET_STD)
 
 
-class OriginalGroundingDino:
+class OriginalGroundingDino(CaptionDetector[Asked]):
     """A Detector of the package groundingdino. `text_encoder` is a folder of bert-base-uncased."""
 
     def __init__(
@@ -104,36 +94,19 @@ class OriginalGroundingDino:
         runtime: Runtime,
     ) -> None:
         """Loads the model. Raises WeightsError; ValueError for a caption that does not fit in."""
-        self.least, self.rule, self.runtime = least, rule, runtime
-        self.device = runtime.torch_device
-        self.model = _build_dino(file, text_encoder, str(self.device))
-        self.captions = captions(prompts, rule.joint)
-        self.words = []
-        for caption in self.captions:
-            offsets = self.model.tokenizer(caption.text, return_offsets_mapping=True)["offset_mapping"]
-            self.words.append(caption.word_tokens([(int(a), int(b)) for a, b in offsets[: self.model.max_text_len]]))
-        self.edges = (rule.shortest or 800, rule.longest or 1333)
+        model = _build_dino(file, text_encoder, str(runtime.torch_device))
+        texts = []
+        for caption in captions(prompts, rule.joint):
+            offsets = model.tokenizer(caption.text, return_offsets_mapping=True)["offset_mapping"]
+            texts.append(
+                Asked(caption, caption.word_tokens([(int(a), int(b)) for a, b in offsets[: model.max_text_len]]))
+            )
+        super().__init__(model, texts, least, rule, runtime)
 
-    def __call__(self, images: Sequence[Image]) -> list[Detections]:
-        """See Detector."""
-        found = []
-        for batch in chunks(images, self.runtime.images):
-            pixels = stack_images(batch, self.device)
-            size = (pixels.shape[-2], pixels.shape[-1])
-            pixels = normalised(resized(pixels, edge_limited(size, *self.edges)), IMAGENET_MEAN, IMAGENET_STD)
-            parts = [self._answers(k, pixels, size) for k in range(len(self.captions))]
-            found += [Detections.join(answers) for answers in zip(*parts, strict=True)]
-        return found
-
-    def _answers(self, k: int, pixels: torch.Tensor, size: tuple[int, int]) -> list[Detections]:
-        with self.runtime.networks():
-            out = self.model(pixels, captions=[self.captions[k].text] * len(pixels))
-        scores = out["pred_logits"].float().sigmoid().cpu().numpy()
-        boxes = out["pred_boxes"].float().cpu().numpy()
-        return [
-            read_boxes(TokenScores(s, b), self.captions[k], self.words[k], self.least, self.rule, size)
-            for s, b in zip(scores, boxes, strict=True)
-        ]
+    def outputs(self, text: Asked, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See CaptionDetector."""
+        out = self.model(pixels, captions=[text.caption.text] * len(pixels))
+        return out["pred_logits"], out["pred_boxes"]
 
 
 def _build_dino(file: Path, text_encoder: Path, device: str) -> Any:

@@ -1,7 +1,4 @@
-"""The grids of the cue: what the models look at, and instances on the grid of the flow."""
-
-import numpy as np
-from jaxtyping import Int32, UInt16
+"""What the models look at: the network's field of view, as fine as the raw image allows."""
 
 from geometry.cameras import ImageTransform
 from pipelines.cues.base import ImageSizes
@@ -19,13 +16,3 @@ def view(sizes: ImageSizes, image: CameraImage, factor: int) -> ImageTransform:
     """The network's field of view at `factor` times its resolution."""
     height, width = sizes.network
     return ImageTransform.fit((image.height, image.width), (height * factor, width * factor), keep=sizes.keep)
-
-
-def on_render(
-    instance: UInt16[np.ndarray, "height width"], ids: np.ndarray, sizes: ImageSizes
-) -> Int32[np.ndarray, "h w"]:
-    """Ids of the block as 1..n in the order of `ids`, at the pixels in the middle of the render grid's."""
-    factor = sizes.network[0] // sizes.render[0]
-    number = np.zeros(int(ids.max(initial=0)) + 1, np.int32)
-    number[ids.astype(np.int64)] = np.arange(1, len(ids) + 1)
-    return number[instance[factor // 2 :: factor, factor // 2 :: factor]]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 
 from pipelines.config import ConfigError, json_digest
-from pipelines.cues.devices import pick_device
+from pipelines.cues.devices import loaded_once, pick_device
 from pipelines.cues.protocols import FlowField
 from pipelines.cues.two_way_cache import TwoWayCache, film_key
 from pipelines.cues.unimatch.inference import CheckRule, Precision, confidence, flow_both_ways
@@ -99,7 +98,7 @@ def _of_one_size(pairs: dict[str, Pair]) -> Iterator[list[str]]:
         yield [key for key, pair in pairs.items() if pair[0].shape == shape]
 
 
-@lru_cache(2)
+@loaded_once
 def _network(path: Path, digest: str, device: torch.device) -> UniMatch:
     """One network for all slots of a process; `digest` notices a file that was replaced."""
     return load_network(path).to(device)

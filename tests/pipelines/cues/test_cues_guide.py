@@ -2,9 +2,10 @@
 
 import re
 import sys
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,25 @@ GUIDE = Path(__file__).parents[3] / "docs" / "adding_a_cue.md"
 
 
 @pytest.fixture
-def red_masks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The printed class, in a module that is installed as the guide says."""
+def red_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The printed class in a package of its own, with what pip leaves behind for the printed entry point."""
     text = GUIDE.read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    (name, target) = re.search(r'^"(.*?)" = "(.*?)"$', text, flags=re.MULTILINE).groups()  # type: ignore[union-attr]
-    module = ModuleType(target.split(":")[0])
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(code, str(GUIDE), "exec"), module.__dict__)
-    monkeypatch.setattr(registry, "_installed", lambda: ((*name.split("."), target),))
-    return module.RedMasks
+    (entry,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    ((group, points),) = tomllib.loads(entry)["project"]["entry-points"].items()
+    (target,) = points.values()
+    module = target.partition(":")[0]
+    (tmp_path / f"{module}.py").write_text(code)
+    info = tmp_path / "red_masks-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: red-masks\nVersion: 1.0\n")
+    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry._installed.cache_clear()  # what was installed when this process looked first
+    yield import_module(module).RedMasks
+    sys.modules.pop(module)
+    registry._installed.cache_clear()
 
 
 def test_the_printed_extractor(red_masks: Any, flat_world: Callable[..., Any]) -> None:

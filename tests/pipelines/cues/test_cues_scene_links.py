@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.cues.base import ImageSizes
 from pipelines.cues.flow_field import empty_flow
-from pipelines.cues.grounded_sam.tracks import LinkRule
+from pipelines.cues.instance_links import LinkRule
 from pipelines.cues.instances import InstanceTable
 from pipelines.cues.scene_links import link_scene
 from storage.commit import Provenance
@@ -34,7 +35,7 @@ def store_of(folder: Path, missed: tuple[int, ...] = ()) -> CueStore:
     for block in range(KEYFRAMES // BLOCK):
         table = InstanceTable((BLOCK, 1), SIZE)
         flow = empty_flow("next", BLOCK, 1, SIZE)
-        before = None
+        motions = []
         for i in range(BLOCK):
             t = block * BLOCK + i
             labels = np.zeros(SIZE, np.int32)
@@ -46,11 +47,11 @@ def store_of(folder: Path, missed: tuple[int, ...] = ()) -> CueStore:
                 labels[1:5, 2 + STEP * t : 6 + STEP * t] = 2
                 found.append(0.8)
             table.add(i, 0, labels, found, [1, 0])
-            table.link(i, 0, before, 0.3)
-            before = motion.astype(np.float32)
+            motions.append(motion.astype(np.float32))
             if t + 1 < KEYFRAMES:
                 flow["flow/next/flow"][i, 0] = motion * FLOW_SCALE
                 flow["flow/next/target_frame"][i, 0] = t + 1
+        table.link(LinkRule(), ImageSizes(SIZE, SIZE), lambda i, c, motions=motions: motions[i - 1])
         arrays = {"masks/instance": table.instance, "masks/table": table.table}
         store.commit_block(UnitId("masks", "a", block), arrays, Provenance(f"masks-{block}"))
         store.commit_block(UnitId("flow_next", "a", block), flow, Provenance(f"flow-{block}"))

@@ -9,7 +9,7 @@ from pipelines.cues.grounded_sam.boxes import OwnCarRule, TileRule, box_iou, cli
 from pipelines.cues.grounded_sam.prompts import DEFAULT_PROMPTS, Caption, Prompts, captions, match_prompts
 from pipelines.cues.grounded_sam.records import Candidates, Detections
 from pipelines.cues.grounded_sam.regions import MaskRule, distinct, sort_out, tidy, window
-from pipelines.cues.grounded_sam.tracks import Linker, LinkRule
+from pipelines.cues.instance_links import Linker, LinkRule
 from pipelines.datasets.truth import MOVABLE_CLASSES
 
 LOOSE = MaskRule(least_region=1, least_hole=0)
