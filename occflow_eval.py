@@ -34,7 +34,9 @@ def evaluate(
     store: Annotated[str, typer.Argument(help="The cue store; its truth store lies beside it.")],
     scenes: Annotated[str | None, typer.Option(help="Only these scenes, or keyframes of scenes: a,b:3,c:5-9.")] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of results and report.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="geometry or semantickitti; default by the truth.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="geometry, semantickitti, or openocc, which needs classes; default by the truth.")
+    ] = None,
     threshold: ThresholdOption = None,
     threshold_from: Annotated[
         str | None, typer.Option(help="Choose the threshold on these scenes, which should be training scenes.")
@@ -54,10 +56,16 @@ def evaluate(
     if not (checkpoint / "model.safetensors").exists():
         from eval.score import score_shown
 
-        files: dict[str, Any] = {"truth": truth, "layout": layout, "half": half, "skip_missing": skip_missing}
-        files |= {"protocol": protocol, "keyframes": keyframes, "exclude": exclude or ()}
-        show_evaluation(score_shown(checkpoint, store, names(scenes), out_dir, export, out, **files), out)
+        network = {"--threshold": threshold, "--threshold-from": threshold_from, "--against": against}
+        network |= {"--sweep": sweep or None}
+        refuse(network, f"{checkpoint} holds no network (model.safetensors), which this asks for")
+        given: dict[str, Any] = {"truth": truth, "layout": layout, "half": half, "skip_missing": skip_missing}
+        given |= {"protocol": protocol, "keyframes": keyframes, "exclude": exclude or ()}
+        show_evaluation(score_shown(checkpoint, store, names(scenes), out_dir, export, out, pictures, **given), out)
         return
+    files = {"--truth": truth, "--layout": layout, "--export": export}
+    files |= {"--float16": half or None, "--skip-missing": skip_missing or None}
+    refuse(files, f"{checkpoint} is a checkpoint, and this is for predictions in files (occflow predict writes some)")
     folder = out_dir or checkpoint / "eval"
     options: dict[str, Any] = {
         "protocol": protocol,
@@ -182,11 +190,18 @@ def evaluate_checkpoint(
     return results
 
 
+def refuse(options: dict[str, Any], why: str) -> None:
+    """Say that options were given (are not None) which mean nothing here, instead of passing over them."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise CommandError(f"{', '.join(given)}: {why}; leave it out")
+
+
 def show_evaluation(results: dict[str, Any], console: Console) -> None:
     """The chief figures of one evaluation beside their baselines, the sweep, and what was not computed."""
-    from eval.report import verdicts
+    from eval.report import time_step_text, verdicts
 
-    table = Table("", "network", "baseline", "", box=None)
+    table = Table("", "files" if "layout" in results else "network", "baseline", "", box=None)
     for verdict in verdicts(results):
         value, baseline = ("–" if v is None else f"{v:.3f}" for v in (verdict["value"], verdict["baseline"]))
         against = f"{verdict['against']}, {'higher' if verdict['higher'] else 'lower'} is better"
@@ -197,6 +212,7 @@ def show_evaluation(results: dict[str, Any], console: Console) -> None:
             f"sdf <= {row['threshold_m']:g} m: RayIoU {row['rayiou']:.3f}, off ground {row['rayiou_nonground']:.3f}",
             console,
         )
+    say(f"time step, {time_step_text(results['time_step'])}", console)
     for line in [*results["not_computed"], *results["notes"]]:
         say(line, console)
 

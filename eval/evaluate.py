@@ -15,6 +15,7 @@ from eval.predict import Predictor
 from eval.results import provenance, summary
 from eval.rules import EvaluationError, Rules, rules_for
 from eval.tally import Tally
+from eval.time_steps import PER_INTERVAL, time_steps
 from model.network import OccFlow
 from storage.exclusions import Excluded, excluded_by
 from storage.location import ObjectPath
@@ -72,10 +73,10 @@ def evaluate(
     frames = chosen_keyframes(reader, scenes, predictor.queue_length, keyframes, marked.frames)
     for scene, t in progress(frames, "evaluate", console):
         prediction = predictor.predict(scene, t)
-        tally.add_volume(prediction, source.at(scene, t))
+        tally.add_volume(prediction, source.at(scene, t), source.boxes(scene, t))
         tally.add_depth(model.renderer, prediction, scene, t)
     return {
-        **summary(tally),
+        **summary(tally, time_steps(reader, frames, PER_INTERVAL)),
         **provenance(predictor, checkpoint, truth, frames),
         **excluded_counts(exclude, marked),
         "seconds": round(time.perf_counter() - started, 1),

@@ -85,10 +85,13 @@ class SceneOccupancy(Protocol):
     """Truth of one scene, as `TruthScene` gives it."""
 
     def has(self, cue: str, t: int) -> bool:
-        """Whether there is truth `occupancy` at this keyframe."""
+        """Whether there is truth `occupancy` (or `boxes`) at this keyframe."""
 
     def occupancy(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Class (X, Y, Z) and velocity (X, Y, Z, 2) in m/s; None where the keyframe has none."""
+
+    def boxes(self, t: int) -> np.ndarray | None:
+        """Labelled boxes by `storage.schema.BOX_FIELDS`; None where the keyframe has none."""
 
 
 @runtime_checkable
@@ -122,6 +125,13 @@ class TruthSource:
             return None
         source = self.truth.scene(scene)
         return source.occupancy(t) if source.has("occupancy", t) else None
+
+    def boxes(self, scene: str, t: int) -> np.ndarray | None:
+        """Labelled boxes by `storage.schema.BOX_FIELDS`, None where nobody labelled this keyframe."""
+        if self.truth is None or scene not in self._scenes:
+            return None
+        source = self.truth.scene(scene)
+        return source.boxes(t) if source.has("boxes", t) else None
 
     def at(self, scene: str, t: int) -> KeyframeTruth | None:
         """Truth and ray origins, None where either is missing (no LiDAR within 39 m: no ray to measure along)."""

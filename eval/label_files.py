@@ -186,6 +186,9 @@ class _SceneTruth:
         """Whether there is a file for this keyframe."""
         return cue == "occupancy" and self._path(t).is_file()
 
+    def boxes(self, t: int) -> None:
+        """None: these layouts have no boxes."""
+
     def occupancy(self, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Class per voxel and velocity in m/s, zero where the layout has none (Occ3D)."""
         path, shape = self._path(t), NUSCENES_GRID.shape

@@ -20,6 +20,7 @@ GLOSSARY = {
     "mave": "Mean error of velocity on movable things that the rays found.",
     "flow_epe_dynamic": "Mean error of velocity on everything that truly moves, found or not.",
     "abs_rel": "Mean relative error of rendered depth against LiDAR.",
+    "box_velocity_error": "Mean error of velocity over labelled boxes that move, found or not.",
 }
 """What a figure says to somebody who has never seen it, by its key in the results."""
 
@@ -32,6 +33,14 @@ height and once by motion, with arrows to where moving things will be after a se
 some, and what of the volume is right, missed or invented (a volume that is thick below its surface has invented what
 nobody sees). Last, depth as the front camera would see it had the car been moved or turned. Grey in depth and motion
 means that nothing was met.</p>
+"""
+
+FILE_PICTURES = """
+<p>Each camera's image and, below it, LiDAR measurements as dots on a pale copy, where the store has them. Then the
+volume itself, seen from behind and above and from straight above (up is forward; the dark arrow is the car), once
+coloured by height and once by motion, with arrows to where moving things will be after a second; under it the truth
+where there is some, and what of the volume is right, missed or invented (a volume that is thick below its surface has
+invented what nobody sees).</p>
 """
 
 PAGE = """<!doctype html>
@@ -55,7 +64,7 @@ h3 { font-size: 14px; margin: 22px 0 8px; }
 .lead { color: var(--faint); margin: 0 0 24px; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin-top: 18px;
   overflow-x: auto; }
-.cards { display: grid; grid-template-columns: repeat(5, 1fr); gap: 12px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(172px, 1fr)); gap: 12px; }
 .card { background: #fff; border: 1px solid var(--line); border-top: 4px solid #9ca3af; border-radius: 10px;
   padding: 12px 14px; }
 .card.good { border-top-color: #15803d; }

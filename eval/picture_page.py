@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 
 from eval.camera_tiles import Picture
-from eval.page import PICTURES, image, number, section
+from eval.page import FILE_PICTURES, PICTURES, image, number, section
 from eval.pictures import ErrorPictures, VolumePictures
 from eval.sheet import (
     Sides,
@@ -25,15 +25,14 @@ def picture_sections(keyframes: Sequence[Sides]) -> str:
     if not keyframes:
         return ""
     first = next(iter(keyframes[0].values()))
-    legends = [
-        depth_legend(),
-        height_legend(first.height_range),
-        motion_legend(),
-        difference_legend(),
-        error_legend(),
-    ]
+    rendered = bool(first.depth)
+    legends = [depth_legend()] if rendered or first.lidar else []
+    legends += [height_legend(first.height_range), motion_legend()]
+    legends += [*([difference_legend()] if rendered else []), error_legend()]
     strip = "".join(image(legend, "legend") for legend in legends)
-    pictures = f'{PICTURES}<div class="legends">{strip}</div>' + "".join(map(keyframe, keyframes))
+    pictures = f'{PICTURES if rendered else FILE_PICTURES}<div class="legends">{strip}</div>' + "".join(
+        map(keyframe, keyframes)
+    )
     volumes = viewer(keyframes)
     return (section("Volumes", volumes) if volumes else "") + section("Pictures", pictures)
 

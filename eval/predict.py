@@ -31,7 +31,8 @@ class Prediction:
     voxels). sdf: float32 (X, Y, Z) metres, or None for predictions that have
     none. inside: where the network's own box covers this grid, None: everywhere. fields: the network's own output, for
     rendering. semantics: class per voxel in the truth's indices, of systems that predict classes. has_flow: False for a
-    system that predicts no velocity, whose `flow` is zero.
+    system that predicts no velocity, whose `flow` is zero. interval_s: seconds that a network's displacement was
+    divided by to give `flow`; None where velocities came as such.
     """
 
     occupied: Bool[np.ndarray, "x y z"]
@@ -41,6 +42,7 @@ class Prediction:
     fields: Fields | None = None
     semantics: UInt8[np.ndarray, "x y z"] | None = None
     has_flow: bool = True
+    interval_s: float | None = None
 
     def occupied_at(self, threshold: float) -> Bool[np.ndarray, "x y z"]:
         """Occupancy at another threshold, metres. Raises ValueError without sdf."""
@@ -173,8 +175,10 @@ class Predictor:
         fields = self.fields(scene, t)
         sdf, flow, inside = on_grid(fields, self.grid)
         self.keyframes, self.seconds = self.keyframes + 1, self.seconds + time.perf_counter() - started
-        velocity = (flow / self.reader.attributes.keyframe_interval_s).astype(np.float32)
-        return Prediction(occupy(sdf, inside, self.threshold), velocity, sdf, inside, fields)
+        interval_s = self.reader.attributes.keyframe_interval_s
+        velocity = (flow / interval_s).astype(np.float32)
+        occupied = occupy(sdf, inside, self.threshold)
+        return Prediction(occupied, velocity, sdf, inside, fields, interval_s=interval_s)
 
     def run(self, scene: str, out: Path) -> Iterator[Path]:
         """Predict every keyframe of a scene and save it; yields each file once it is complete on disk.
@@ -192,7 +196,8 @@ def save_prediction(prediction: Prediction, grid: VoxelGrid, threshold: float, f
     """Write `labels.npz` in OpenOcc's layout plus what the network adds; whole or not at all.
 
     Keys: semantics u8 (X, Y, Z), 16 = free, 255 = occupied, class unknown; flow f16 (X, Y, Z, 2) m/s, zero in free
-    voxels; occupancy u8; sdf f16 metres where there is one; threshold, lower, upper in metres.
+    voxels; occupancy u8; sdf f16 metres where there is one; threshold, lower, upper in metres; interval_s, the seconds
+    that the network's displacement was divided by to give flow.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {
@@ -205,6 +210,8 @@ def save_prediction(prediction: Prediction, grid: VoxelGrid, threshold: float, f
     }
     if prediction.sdf is not None:
         arrays["sdf"] = prediction.sdf.astype(np.float16)
+    if prediction.interval_s is not None:
+        arrays["interval_s"] = np.float64(prediction.interval_s)
     path, temporary = folder / "labels.npz", folder / f".labels.{os.getpid()}.npz"
     try:
         np.savez_compressed(temporary, **arrays)

@@ -12,10 +12,22 @@ from eval.pictures import KeyframePictures
 
 _SCENES = 12
 """Scenes that are named; results.json has all."""
+_BOX_COLUMNS = {
+    "moving": "moving_boxes",
+    "found": "boxes_found",
+    "error m/s": "box_velocity_error",
+    "of the found": "box_velocity_error_found",
+    "zero flow": "box_velocity_error_zero_flow",
+    "voxels' error": "voxel_error_in_boxes",
+    "parked": "parked_boxes",
+    "their speed": "parked_box_speed",
+}
+"""Figures of `eval.box_velocity.BoxVelocity` by their headings."""
 
 
 def write_report(results: dict[str, Any], path: str | Path, pictures: Sequence[KeyframePictures] = ()) -> Path:
-    """Write the page of an evaluation (`eval.evaluate.evaluate`) with the pictures of a few of its keyframes.
+    """Write the page of an evaluation (`eval.evaluate.evaluate`, or `eval.score.score` of predictions in files) with
+    the pictures of a few of its keyframes.
 
     Images are embedded, nothing is loaded from elsewhere: the file can be mailed. Returns `path`.
     """
@@ -24,22 +36,29 @@ def write_report(results: dict[str, Any], path: str | Path, pictures: Sequence[K
         remarks(results),
         section("How it is measured", table(("", ""), protocol_rows(results))),
         per_class(results),
+        box_table(results),
         depth_table(results),
         sweep_table(results),
         picture_sections([{"prediction": found} for found in pictures]),
         section("Where it comes from", table(("", ""), provenance_rows(results))),
     ]
     page = Template(PAGE).substitute(
-        title=html.escape(f"Occupancy and flow: {results.get('checkpoint') or 'a network'}"),
-        lead=html.escape(
-            f"{results['keyframes']} keyframes of {len(results['scenes'])} scenes of {results['dataset']}, "
-            f"occupied where the signed distance is at most {results['threshold_m']:g} m."
+        title=html.escape(
+            f"Occupancy and flow: {results.get('checkpoint') or results.get('predictions') or 'a network'}"
         ),
+        lead=html.escape(_lead(results)),
         body="\n".join(part for part in parts if part),
     )
     path = Path(path)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _lead(results: dict[str, Any]) -> str:
+    counted = f"{results['keyframes']} keyframes of {len(results['scenes'])} scenes of {results['dataset']}"
+    if "layout" in results:
+        return f"{counted}; predictions in files, layout {results['layout']}."
+    return f"{counted}, occupied where the signed distance is at most {results['threshold_m']:g} m."
 
 
 def verdicts(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -53,6 +72,10 @@ def verdicts(results: dict[str, Any]) -> list[dict[str, Any]]:
         ("flow_epe_dynamic", "flow error, moving", "m/s", "zero flow", still, False),
         ("abs_rel", "depth, Abs Rel", "", "flat ground", flat, False),
     ]
+    if results.get("box_velocity_error") is not None:
+        named.append(("box_velocity_error", "velocity of boxes", "m/s", "zero flow", still, False))
+    if "layout" in results:  # what files cannot tell is no gap of their evaluation
+        named = [row for row in named if results.get(row[0]) is not None]
     return [
         {
             "key": key,
@@ -120,10 +143,22 @@ def protocol_rows(results: dict[str, Any]) -> list[Row]:
         ("voxel_iou", "voxel IoU", ""),
     )
     rows += [(text, number(results[key]) + unit) for key, text, unit in masked if results.get(key) is not None]
-    height, width = results["depth_size"]
-    scaling = "with" if results["depth"]["median_scaling"] else "without"
-    rows.append(("depth", f"against LiDAR on {width}x{height} pixels, 0.1 to 80 m, {scaling} median scaling"))
+    if "time_step" in results:
+        rows.append(("time step", time_step_text(results["time_step"])))
+    if "depth_size" in results:
+        height, width = results["depth_size"]
+        scaling = "with" if results["depth"]["median_scaling"] else "without"
+        rows.append(("depth", f"against LiDAR on {width}x{height} pixels, 0.1 to 80 m, {scaling} median scaling"))
     return rows
+
+
+def time_step_text(steps: dict[str, Any]) -> str:
+    """Which Δt velocities are stated by (`eval.time_steps.time_steps`), in a line."""
+    found = steps["keyframes_s"]
+    apart = "no keyframe has a next one"
+    if found["count"]:
+        apart = f"keyframes {found['mean']:.4g} s apart ({found['min']:.4g} to {found['max']:.4g} s)"
+    return f"{steps['dataset']}: {apart}; velocities: {steps['velocities']} (stated: {steps['interval_s']:.4g} s)"
 
 
 def per_class(results: dict[str, Any]) -> str:
@@ -149,10 +184,29 @@ def per_class(results: dict[str, Any]) -> str:
     return section("By class", table(heads, rows))
 
 
+def box_table(results: dict[str, Any]) -> str:
+    """Velocity over labelled boxes, by class; nothing where none is labelled."""
+    found = results.get("boxes")
+    if found is None:
+        return ""
+    heads = ("class", *_BOX_COLUMNS)
+    rows = [
+        (name, *(row[key] for key in _BOX_COLUMNS.values()))
+        for name, row in {**found["per_class"], "all": found}.items()
+    ]
+    steps = found["time_step_s"]
+    text = "no velocity of a box is known"
+    if steps["count"]:
+        text = f"their velocities are over {steps['mean']:.4g} s ({steps['min']:.4g} to {steps['max']:.4g} s)"
+    left = f"{found['boxes_of_unknown_velocity']} of unknown velocity and {found['boxes_outside_the_grid']} outside"
+    note = f'<p class="meaning">Labelled boxes; {text}. {left} the volume are left out.</p>'
+    return section("Labelled boxes", table(heads, rows) + note)
+
+
 def depth_table(results: dict[str, Any]) -> str:
     """The seven figures of depth."""
-    depth = results["depth"]
-    if not depth["images"]:
+    depth = results.get("depth")
+    if depth is None or not depth["images"]:
         return ""
     names = ("abs_rel", "sq_rel", "rmse", "rmse_log", "delta_1.25", "delta_1.25^2", "delta_1.25^3")
     heads = ("Abs Rel", "Sq Rel", "RMSE m", "RMSE log", "δ < 1.25", "δ < 1.25²", "δ < 1.25³", "pixels", "not rendered")
@@ -176,12 +230,21 @@ def provenance_rows(results: dict[str, Any]) -> list[Row]:
         ("store", results["store"]),
         *_excluded_rows(results),
         ("truth", results["truth"] or "none"),
-        ("checkpoint", results["checkpoint"] or "not named"),
-        ("weights", results["weights_digest"] or "not named"),
-        ("configuration", results["config_digest"]),
+        *_whose_rows(results),
         ("scenes", ", ".join(results["scenes"][:_SCENES]) + (f" and {more} more" if more > 0 else "")),
         ("grid", box),
         ("seconds", f"{results['seconds']:g}"),
+    ]
+
+
+def _whose_rows(results: dict[str, Any]) -> list[Row]:
+    """The network, or the files."""
+    if "layout" in results:
+        return [("predictions", results["predictions"]), ("layout", results["layout"])]
+    return [
+        ("checkpoint", results["checkpoint"] or "not named"),
+        ("weights", results["weights_digest"] or "not named"),
+        ("configuration", results["config_digest"]),
     ]
 
 

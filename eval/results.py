@@ -12,20 +12,22 @@ from eval.mave import occ_score
 from eval.plain import plain
 from eval.predict import Predictor
 from eval.tally import Tally
+from eval.time_steps import odd_interval
 from model.checkpoint import WEIGHTS_NAME
 from model.config import ModelConfig
 from storage.truth import TruthReader
 
 
-def summary(tally: Tally) -> dict[str, Any]:
-    """What a tally found.
+def summary(tally: Tally, steps: dict[str, Any]) -> dict[str, Any]:
+    """What a tally found, and the time steps (`eval.time_steps.time_steps`) that its velocities are stated by.
 
     Keys: `protocol` and its description; the chief figures `rayiou_<protocol>`, `rayiou_nonground`,
     `occscore_<protocol>`, `mave` (m/s), `flow_epe_dynamic` (m/s), `recall_dynamic`, `false_flow_parked` (m/s),
-    `abs_rel`, `voxel_iou`, `flow_epe_dynamic_masked` and `threeway_epe` (m/s), `bucketed_epe_dynamic`; `baselines` with
-    such keys for `flat_ground` and `zero_flow`; the detail behind them in `rayiou`, `voxels`, `velocity`,
-    `dynamic_flow`, `three_way`, `bucketed`, `depth`,
-    `image_motion` (KITTI-MOT: DE, EPE, ...), `sweep`; `not_computed`, a line per missing group, and `notes`.
+    `abs_rel`, `voxel_iou`, `flow_epe_dynamic_masked` and `threeway_epe` (m/s), `bucketed_epe_dynamic`,
+    `box_velocity_error` (m/s, where boxes are labelled); `time_step`; `baselines` with such keys for `flat_ground` and
+    `zero_flow`; the detail behind them in `rayiou`, `voxels`, `velocity`, `dynamic_flow`, `three_way`, `bucketed`,
+    `depth`, `boxes`, `image_motion` (KITTI-MOT: DE, EPE, ...), `sweep`; `not_computed`, a line per missing group, and
+    `notes`.
     None where a figure does not exist.
     """
     protocol = tally.rules.protocol
@@ -37,7 +39,8 @@ def summary(tally: Tally) -> dict[str, Any]:
             **_chief(protocol.name, detail),
             "baselines": _baselines(tally, detail),
             "not_computed": _missing(tally),
-            "notes": _notes(tally),
+            "notes": [*_notes(tally), *odd_interval(steps)],
+            "time_step": steps,
             **detail,
         }
     )
@@ -84,6 +87,8 @@ def _detail(tally: Tally) -> dict[str, Any]:
     found: dict[str, Any] = {"depth": tally.depth.compute()}
     if tally.motion is not None and tally.motion_cameras:
         found["image_motion"] = tally.motion.compute()
+    if tally.boxes.frames:
+        found["boxes"] = tally.boxes.compute()
     if not tally.measured:
         return found
     found["rayiou"] = tally.rayiou.compute().to_dict()
@@ -117,6 +122,7 @@ def _chief(protocol: str, detail: Mapping[str, Any]) -> dict[str, Any]:
         "flow_epe_dynamic_masked": dynamic.get("flow_epe_dynamic_masked"),
         "threeway_epe": detail.get("three_way", {}).get("threeway_epe"),
         "bucketed_epe_dynamic": detail.get("bucketed", {}).get("dynamic_normalised_epe"),
+        "box_velocity_error": detail.get("boxes", {}).get("box_velocity_error"),
     }
 
 
@@ -125,7 +131,10 @@ def _baselines(tally: Tally, detail: Mapping[str, Any]) -> dict[str, Any]:
     if tally.measured and tally.flat is not None:
         result = tally.flat_rayiou.compute()
         flat |= {f"rayiou_{tally.rules.protocol.name}": result.rayiou, "rayiou_nonground": result.nonground}
-    return {"flat_ground": flat, "zero_flow": zero_flow(detail.get("velocity"), detail.get("dynamic_flow"))}
+    still = zero_flow(detail.get("velocity"), detail.get("dynamic_flow"))
+    if "boxes" in detail:
+        still = {**still, "box_velocity_error": detail["boxes"]["box_velocity_error_zero_flow"]}
+    return {"flat_ground": flat, "zero_flow": still}
 
 
 def _missing(tally: Tally) -> list[str]:

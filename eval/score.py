@@ -19,6 +19,7 @@ from eval.rules import EvaluationError, Rules, rules_for
 from eval.score_rays import left_out, score_rays
 from eval.submission import read_submission
 from eval.tally import Tally
+from eval.time_steps import AS_GIVEN, PER_STEP, time_steps
 from eval.uniocc import UniOccFolder
 from geometry.grid import NUSCENES_GRID, VoxelGrid
 from storage.exclusions import excluded_by
@@ -91,6 +92,7 @@ def score(
     source = TruthSource(reader, known)
     if found == "submission":
         results = score_rays(read_submission(root), root, source, frames, protocol, skip_missing, console)
+        results["time_step"] = time_steps(reader, frames, AS_GIVEN)
         grid = NUSCENES_GRID
     else:
         rules, volumes = open_volumes(root, found, reader, known, protocol)
@@ -103,8 +105,8 @@ def score(
                     f"{volumes.path(scene, t)}: this prediction has no class per voxel, which protocol "
                     f"{rules.protocol.name!r} compares; use 'geometry', which ignores the class"
                 )
-            tally.add_volume(prediction, source.at(scene, t))
-        results = summary(tally)
+            tally.add_volume(prediction, source.at(scene, t), source.boxes(scene, t))
+        results = summary(tally, time_steps(reader, frames, PER_STEP if found == "uniocc" else AS_GIVEN))
         results["notes"] += absent
         grid = rules.grid
     return {
@@ -122,10 +124,14 @@ def score_shown(
     folder: Path | None,
     export: Path | None,
     console: Console,
+    pictures: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
-    """`score` for the command line: writes `results.json` into `folder` (default beside the predictions), and the
-    predictions in another form to `export` first."""
+    """`score` for the command line: writes `results.json`, and `report.html` with `pictures` keyframes drawn, into
+    `folder` (default beside the predictions), and the predictions in another form to `export` first."""
+    from eval.file_pictures import draw_files
+    from eval.report import write_report
+
     if export is not None:
         from eval.export import export_predictions
 
@@ -135,7 +141,10 @@ def score_shown(
     folder = folder or predictions.parent / f"{predictions.stem}_eval"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
-    console.print(f"{folder / 'results.json'}", markup=False, soft_wrap=True)
+    truth = options.get("truth")
+    drawn = draw_files(predictions, results["layout"], store, scenes, pictures, truth) if pictures else []
+    write_report(results, folder / "report.html", drawn)
+    console.print(f"{folder / 'results.json'}, {folder / 'report.html'}", markup=False, soft_wrap=True)
     return results
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.baselines import flat_ground, flat_ground_depth, ground_height
+from eval.box_velocity import BoxVelocity
 from eval.cue_motion import CueMotion
 from eval.depth import DepthError
 from eval.frames import KeyframeTruth
@@ -51,6 +52,7 @@ class Tally:
         self.motion_cameras = 0
         self.keyframes = self.without_truth = self.with_flow = self.without_flow = self.nan_voxels = 0
         self.true_motion = False
+        self.boxes = BoxVelocity(reader.attributes.classes, rules.grid)
         self.ground = ground_height(reader.attributes.dataset)
         self.sweep: dict[float, RayIoU] = {}
         if rules.classes:
@@ -70,9 +72,11 @@ class Tally:
     def _rayiou(self) -> RayIoU:
         return RayIoU(self.rules.protocol, self.rules.grid, self.rules.classes, workers=self.workers, half=self.half)
 
-    def add_volume(self, prediction: Prediction, truth: KeyframeTruth | None) -> None:
-        """Count a keyframe's occupancy and velocity; one without truth is counted as such."""
+    def add_volume(self, prediction: Prediction, truth: KeyframeTruth | None, boxes: np.ndarray | None = None) -> None:
+        """Count a keyframe's occupancy and velocity, and its labelled boxes; one without truth is counted as such."""
         self.keyframes += 1
+        if boxes is not None and prediction.has_flow:
+            self.boxes.update(prediction.occupied, self._rounded(prediction.flow), boxes)
         if prediction.sdf is not None:
             self.nan_voxels += int(np.isnan(prediction.sdf).sum())
         if truth is None or not self.rules.classes:
@@ -89,13 +93,16 @@ class Tally:
             self.without_flow += 1
             return
         self.with_flow += 1
-        flow, true_flow = (f.astype(np.float16) if self.half else f for f in (prediction.flow, truth.flow))
+        flow, true_flow = self._rounded(prediction.flow), self._rounded(truth.flow)
         named = None
         if self.rules.protocol.class_aware:
             named = self.rayiou.predicted_category(rays, hits, prediction.semantics)
         self.velocity.update(rays, hits, flow, true_flow, named)
         for metric in (self.dynamic, self.three_way, self.bucketed):
             metric.update(prediction.occupied, flow, truth.semantics, true_flow)
+
+    def _rounded(self, flow: np.ndarray) -> np.ndarray:
+        return flow.astype(np.float16) if self.half else flow
 
     def add_sweep(self, prediction: Prediction, truth: KeyframeTruth | None) -> None:
         """Count a keyframe's occupancy at the thresholds of the sweep alone."""

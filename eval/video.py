@@ -12,6 +12,7 @@ from eval.camera_tiles import Picture
 from eval.pictures import KeyframePictures, draw_keyframe, picture_sources
 from eval.rules import EvaluationError
 from eval.sheet import captioned, column, row
+from eval.time_steps import mean_step
 from model.network import OccFlow
 from storage.location import ObjectPath
 
@@ -40,12 +41,13 @@ def film(
     """
     check_format(path)
     predictor, source = picture_sources(model, store, threshold)
-    valid = predictor.reader.scene(scene).table.camera_valid
+    table = predictor.reader.scene(scene).table
+    valid = table.camera_valid
     there = [t for t in range(len(valid)) if valid[t].any()]
     if not there:
         raise EvaluationError(f"scene {scene!r} has no image: there is nothing to draw")
     drawn = (draw_keyframe(predictor, source, scene, t, workers, novel=False) for t in there)
-    seconds = predictor.reader.attributes.keyframe_interval_s
+    seconds = mean_step(table.timestamp_us[there], predictor.reader.attributes.keyframe_interval_s)
     return save_film((film_frame(found, width) for found in drawn), path, seconds)
 
 

@@ -48,6 +48,7 @@ _RATES: dict[str, Rate] = {
     "flow_aux": _FLOW,
     "occupancy": _rate("frame", 0.1e6, 0.1e6, 0.05),
     "camera": _rate("h", 6.0e6, 6.0e6, 0.3),
+    "boxes": _rate("frame", 0.3e3, 0.3e3, 0.001),
 }
 _KITTI_LIDAR = _rate("frame", 1.55e6, 0.9e6, 0.05)
 _OF_KIND: dict[tuple[str, str], Rate] = {

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipelines.config import ConfigError, CuesConfig, closest, json_digest
 from pipelines.cues.base import needs_gpu
+from pipelines.cues.truth import truth_cues
 from pipelines.datasets.records import DataError
 from pipelines.inputs import without_faults
 from pipelines.workbench import Workbench, workbench
@@ -115,10 +116,11 @@ def _scene_work(bench: Workbench, name: str, cues: Sequence[str]) -> list[Work]:
         for b in range(len(ranges)):
             needs = tuple(str(UnitId(need, name, b)) for need in bench.extractors[cue].needs)
             units.append((UnitId(cue, name, b), False, (str(UnitId(INIT, name)), *needs)))
-    if "truth" in cues and bench.truth(name) is not None:
+    kinds = truth_cues(bench.truth(name)) if "truth" in cues else ()
+    if kinds:
         opened = Work(UnitId(INIT, name), truth=True).name
         units.append((UnitId(INIT, name), True, (str(UnitId(INIT, name)),)))
-        units += [(UnitId(cue, name, b), True, (opened,)) for cue in bench.truth_extractors for b in range(len(ranges))]
+        units += [(UnitId(cue, name, b), True, (opened,)) for cue in kinds for b in range(len(ranges))]
     gpu = {cue for cue, extractor in bench.extractors.items() if needs_gpu(extractor)}
     return [
         Work(unit, truth, needs, _state(bench, digest, unit, truth), gpu=not truth and unit.cue in gpu)

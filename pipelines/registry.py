@@ -142,9 +142,9 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 
 def build_truth_extractors(occupancy_shape: tuple[int, int, int]) -> dict[str, CueExtractor]:
     """The extractors of the truth store, by cue name; `occupancy_shape` (X, Y, Z) is the truth's voxel grid."""
-    from pipelines.cues.truth import CameraTruth, OccupancyTruth
+    from pipelines.cues.truth import BoxTruth, CameraTruth, OccupancyTruth
 
-    return {"occupancy": OccupancyTruth(occupancy_shape), "camera": CameraTruth()}
+    return {"occupancy": OccupancyTruth(occupancy_shape), "camera": CameraTruth(), "boxes": BoxTruth()}
 
 
 def open_log(config: "CuesConfig") -> Log:

@@ -22,6 +22,12 @@ MASK_TABLE_FIELDS = ("id", "class", "score", "x0", "y0", "x1", "y1", "linked")
 pixels, id linked over the block (0 = not linked); the cue `instances` has the ids that go on over the scene."""
 MASK_TABLE_ROWS = 64
 
+BOX_FIELDS = ("track", "class", "x", "y", "z", "length", "width", "height", "yaw", "vx", "vy", "seconds")
+"""Columns of boxes/table, labelled 3D boxes in the keyframe's ego frame: track number, class index (255 unknown),
+middle of the box's floor (m), extents (m), heading about z (rad, 0 along x), horizontal velocity with the car's own
+motion taken out (m/s, nan where unknown), and the time over which that velocity was taken (s)."""
+BOX_ROWS = 128
+
 
 @dataclass(frozen=True)
 class StoreAttributes:
@@ -155,9 +161,15 @@ TRUTH: dict[str, tuple[ArraySpec, ...]] = {
         ArraySpec("camera/flow_next", "int16", ("C", 2, "h", "w"), 1, "blosc-lz4-bitshuffle", INVALID_FLOW),
         ArraySpec("camera/valid", "uint8", ("C",), 0, "zstd1"),
     ),
+    "boxes": (
+        ArraySpec("boxes/table", "float32", (BOX_ROWS, len(BOX_FIELDS)), 0, "zstd1", optional=True),
+        ArraySpec("boxes/count", "int32", (), 0, "zstd1", -1, optional=True),
+    ),
 }
 """Truth arrays, in the sibling store only. Occupancy: ego frame at LiDAR time, flow in m/s, `valid` 0 where the frame
-has none. Camera depth is camera z in metres on the render grid, inf = sky."""
+has none. Camera depth is camera z in metres on the render grid, inf = sky. boxes/count: rows that are used, -1 where
+the frame has no labels (0: labels, and nothing there). A data set has some of the three; boxes came later than the
+others, and being optional they leave stores without them as they were."""
 
 
 def encode_flow(flow_px: np.ndarray) -> tuple[np.ndarray, int]:

@@ -49,7 +49,7 @@ class TruthScene:
         return UnitId(cue, self.name, t // self._attributes.block_keyframes)
 
     def has(self, cue: str, t: int) -> bool:
-        """Whether truth `occupancy` or `camera` is committed at this keyframe."""
+        """Whether truth `occupancy`, `camera` or `boxes` is committed at this keyframe."""
         return self._source.visible(self._unit(cue, t)) is not None
 
     def occupancy(self, t: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -73,6 +73,13 @@ class TruthScene:
             return None
         found = {name: read(record, f"camera/{name}", t, c) for name in ("depth", "instance", "moving", "flow_next")}
         return {**found, "flow_next": decode_flow(found["flow_next"])}
+
+    def boxes(self, t: int) -> np.ndarray | None:
+        """Labelled boxes of a keyframe, float32 (n, 12) with the columns `storage.schema.BOX_FIELDS`; None where nobody
+        labelled it."""
+        record = self._source.require(self._unit("boxes", t))
+        count = int(self._source.chunk(record, "boxes/count", t))
+        return None if count < 0 else self._source.chunk(record, "boxes/table", t)[:count]
 
 
 class TruthReader:

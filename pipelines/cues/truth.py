@@ -9,12 +9,18 @@ from geometry.cameras import ImageTransform
 from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
 from pipelines.cues.flow_field import onto_grid, pack_flow
 from pipelines.cues.protocols import FlowField
-from storage.schema import INVALID_FLOW
+from pipelines.datasets.records import LabelledBox, SceneTruth
+from storage.schema import BOX_FIELDS, BOX_ROWS, INVALID_FLOW, UNKNOWN_CLASS
 
 DEPTH_STEP_LOG = 0.05
 """Neighbouring depths that differ by more than 5 % lie on different surfaces and are not averaged."""
 FLOW_STEP_PX = 1.0
 """Neighbouring flows that differ by more, in render pixels, belong to different things and are not averaged."""
+
+
+def truth_cues(truth: SceneTruth | None) -> tuple[str, ...]:
+    """The truth cues that a scene has something of; none without truth."""
+    return () if truth is None else getattr(truth, "cues", ("occupancy", "camera"))
 
 
 def nearest_onto(values: np.ndarray, transform: ImageTransform) -> np.ndarray:
@@ -144,3 +150,52 @@ class CameraTruth:
                     if key in on_network:
                         arrays[f"camera/{key}"][i, c] = on_network[key]
         return CueBlock(arrays, {"camera_frames": int(arrays["camera/valid"].sum())})
+
+
+@dataclass(frozen=True)
+class BoxTruth:
+    """Labelled boxes of objects with their velocities, in each keyframe's ego frame."""
+
+    name: ClassVar[str] = "boxes"
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def config_digest(self) -> str:
+        """See CueExtractor."""
+        return parameters_digest(self, version=1)
+
+    def licence(self) -> str:
+        """Truth stays under the data set's own licence."""
+        return "as the data set"
+
+    def extract(self, context: BlockContext) -> CueBlock:
+        """`boxes/table` (T, BOX_ROWS, 12) by `BOX_FIELDS`, `boxes/count` (T,), -1 where a keyframe is not labelled.
+
+        Of more boxes than there are rows the nearest are kept, and a note says so.
+        """
+        frames = context.scene.keyframes[context.start : context.stop]
+        read = getattr(context.truth, "boxes", None)
+        table = np.zeros((len(frames), BOX_ROWS, len(BOX_FIELDS)), np.float32)
+        count, notes, moving = np.full(len(frames), -1, np.int32), [], 0
+        for i, frame in enumerate(frames):
+            found = None if read is None else read(frame.token)
+            if found is None:
+                continue
+            rows = np.array([box_row(box, context.classes) for box in found]).reshape(-1, len(BOX_FIELDS))
+            if len(rows) > BOX_ROWS:
+                notes.append(f"{frame.token}: {len(rows)} boxes, the {BOX_ROWS} nearest are kept")
+                rows = rows[np.argsort(np.hypot(*rows[:, 2:4].T), kind="stable")[:BOX_ROWS]]
+            count[i], table[i, : len(rows)] = len(rows), rows
+            moving += int(np.isfinite(rows[:, BOX_FIELDS.index("vx")]).sum())
+        if (count < 0).any():
+            notes.append(f"no boxes labelled at {int((count < 0).sum())} of {len(frames)} keyframes")
+        quality = {"boxes": int(count.clip(0).sum()), "with_velocity": moving}
+        return CueBlock({"boxes/table": table, "boxes/count": count}, quality, notes)
+
+
+def box_row(box: LabelledBox, classes: tuple[str, ...]) -> list[float]:
+    """A box by `storage.schema.BOX_FIELDS`."""
+    forward, place = box.ego_from_box[:3, 0], box.ego_from_box[:3, 3]
+    velocity = (np.nan, np.nan) if box.velocity is None else box.velocity
+    category = classes.index(box.category) if box.category in classes else UNKNOWN_CLASS
+    yaw, seconds = np.arctan2(forward[1], forward[0]), np.nan if box.seconds is None else box.seconds
+    return [box.track, category, *place, *box.size, yaw, *velocity, seconds]

@@ -5,7 +5,7 @@ KITTI's calibration puts pixel centres on whole numbers; K is moved by half a pi
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,10 @@ from pipelines.datasets import splits
 from pipelines.datasets.files import image_size, read_lidar_file
 from pipelines.datasets.kitti_files import grid_from, image_numbers, image_path, runs
 from pipelines.datasets.kitti_mot_calibration import CAMERAS, KittiMotCalibration, read_kitti_mot_calibration
-from pipelines.datasets.kitti_mot_labels import TrackedBox, read_tracks
+from pipelines.datasets.kitti_mot_labels import TrackedBox, labelled_boxes, read_tracks
 from pipelines.datasets.kitti_mot_truth import KittiMotTruth
 from pipelines.datasets.oxts import oxts_interval, oxts_poses, read_oxts
-from pipelines.datasets.records import CameraImage, DataError, Frame, LidarSweep, Scene
+from pipelines.datasets.records import CameraImage, DataError, Frame, LabelledBox, LidarSweep, Scene
 from pipelines.datasets.semantic_kitti_truth import KITTI_CLASSES
 from pipelines.datasets.truth import MOVABLE_CLASSES
 
@@ -154,9 +154,20 @@ class KittiMotLog:
         return read_lidar_file(sweep.path, columns=4)
 
     def truth(self, scene: str) -> KittiMotTruth | None:
-        """A synthetic log's exact truth in `truth/<scene>`; KITTI has none of occupancy or flow for these sequences."""
+        """Boxes of `label_02`, unless poses to take velocities by are missing, and a synthetic log's exact truth in
+        `truth/<scene>`; KITTI has none of occupancy or flow for these sequences."""
         exact = self.root / "truth" / scene
-        return KittiMotTruth(exact, self.occupancy_grid.shape) if exact.is_dir() else None
+        labelled = self._file(scene, "label_02").exists() and self._file(scene, "oxts").exists()
+        if not labelled and not exact.is_dir():
+            return None
+        return KittiMotTruth(
+            exact if exact.is_dir() else None,
+            self.occupancy_grid.shape,
+            partial(self._labelled, scene) if labelled else None,
+        )
+
+    def _labelled(self, scene: str) -> dict[int, list[LabelledBox]]:
+        return labelled_boxes(self.tracks(scene) or [], {int(f.token): f for f in self.scene(scene).frames})
 
     def tracks(self, scene: str) -> list[TrackedBox] | None:
         """Labelled boxes of a scene in the ego frame (see kitti_mot_labels), None where it has no labels on disk."""

@@ -12,11 +12,20 @@ import numpy as np
 from jaxtyping import Float
 
 from geometry.transforms import from_rotation_translation, invert
-from pipelines.datasets.records import DataError, Frame
+from pipelines.datasets.records import DataError, Frame, LabelledBox
 
 COLUMNS = 17
 """frame, track, type, truncated, occluded, alpha, box (left top right bottom), height width length, x y z, rotation."""
 IGNORED = "DontCare"
+KIND_CLASSES = {
+    "Car": "car",
+    "Van": "car",
+    "Truck": "truck",
+    "Cyclist": "bicycle",
+    "Pedestrian": "pedestrian",
+    "Person_sitting": "pedestrian",
+}
+"""Movable class of a kind; trams and what KITTI calls Misc have none of the eight."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,10 @@ def box_rotation(rotation_y: float) -> Float[np.ndarray, "3 3"]:
     return np.array([[c, s, 0.0], [0.0, 0.0, -1.0], [-s, c, 0.0]])
 
 
-def velocities(boxes: list[TrackedBox], frames: Mapping[int, Frame]) -> list[Float[np.ndarray, " 2"] | None]:
-    """Horizontal velocity (m/s) of each box in its own frame's ego frame, own motion taken out.
+def velocities(
+    boxes: list[TrackedBox], frames: Mapping[int, Frame]
+) -> list[tuple[Float[np.ndarray, " 2"], float] | None]:
+    """Horizontal velocity (m/s) of each box in its own frame's ego frame, own motion taken out, and its time step (s).
 
     From a box to the same track's next labelled frame, over the time between the two; None for the last box of a track,
     and where a frame is not among `frames` (by number).
@@ -107,7 +118,7 @@ def velocities(boxes: list[TrackedBox], frames: Mapping[int, Frame]) -> list[Flo
     for track in by_track.values():
         track.sort(key=lambda b: b.frame)
         after |= {(b.track, b.frame): later for b, later in itertools.pairwise(track)}
-    out: list[np.ndarray | None] = []
+    out: list[tuple[np.ndarray, float] | None] = []
     for box in boxes:
         later = after.get((box.track, box.frame))
         if later is None or box.frame not in frames or later.frame not in frames:
@@ -116,5 +127,17 @@ def velocities(boxes: list[TrackedBox], frames: Mapping[int, Frame]) -> list[Flo
         here, there = frames[box.frame], frames[later.frame]
         ego_from_later = invert(here.global_from_ego) @ there.global_from_ego
         moved = (ego_from_later @ later.ego_from_box)[:2, 3] - box.ego_from_box[:2, 3]
-        out.append(moved / ((there.timestamp_us - here.timestamp_us) * 1e-6))
+        seconds = (there.timestamp_us - here.timestamp_us) * 1e-6
+        out.append((moved / seconds, seconds))
     return out
+
+
+def labelled_boxes(boxes: list[TrackedBox], frames: Mapping[int, Frame]) -> dict[int, list[LabelledBox]]:
+    """The boxes of each frame number in `frames`, with their velocities and the movable class of their kind."""
+    found: dict[int, list[LabelledBox]] = {number: [] for number in frames}
+    for box, motion in zip(boxes, velocities(boxes, frames), strict=True):
+        if box.frame in found:
+            velocity, seconds = motion or (None, None)
+            category = KIND_CLASSES.get(box.kind)
+            found[box.frame].append(LabelledBox(box.track, category, box.size, box.ego_from_box, velocity, seconds))
+    return found

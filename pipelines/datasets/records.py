@@ -119,6 +119,10 @@ class SceneTruth(Protocol):
     """Ground truth of one scene, read on demand; any item may be None where it is not on disk.
 
     `token` is a keyframe's token. Raw resolution means the raw image's pixel grid.
+
+    Two members may be left out. `boxes(token)` gives the keyframe's labelled objects, or None where nobody labelled it.
+    `cues` names what this scene has some of, among `occupancy`, `camera` and `boxes`, so that the rest takes no place
+    in the store; without it that is the first two.
     """
 
     def occupancy(self, token: str) -> tuple[np.ndarray, np.ndarray | None] | None:
@@ -130,6 +134,24 @@ class SceneTruth(Protocol):
         moving u8 (H, W); flow_next f32 (2, H, W) to the same camera's next keyframe image, raw pixels (u, v), nan
         where the point leaves the image or is hidden there."""
         ...
+
+
+@dataclass(frozen=True)
+class LabelledBox:
+    """One labelled object at one keyframe, in its ego frame.
+
+    track: its number, the same in every frame of the scene. category: one of the log's `classes`, or None for another
+    thing. size: length, width, height (m). ego_from_box: box frame x forward, y left, z up, origin in the middle of the
+    box's floor. velocity: horizontal, m/s, own motion taken out, and `seconds` the time over which it was taken; None
+    where it is unknown.
+    """
+
+    track: int
+    category: str | None
+    size: tuple[float, float, float]
+    ego_from_box: Float[np.ndarray, "4 4"]
+    velocity: Float[np.ndarray, " 2"] | None = None
+    seconds: float | None = None
 
 
 class DataError(ValueError):

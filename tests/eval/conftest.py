@@ -27,12 +27,13 @@ from model.config import FusionConfig, ModelConfig, RenderConfig
 from model.fields import Fields, FrameInput
 from model.network import OccFlow
 from model.render import Renderer
-from storage.schema import SceneTable, StoreAttributes
+from storage.schema import BOX_FIELDS, BOX_ROWS, SceneTable, StoreAttributes
 from storage.store import CueStore, Provenance, UnitId
 from storage.truth import truth_path
 
 CAMERA_AXES = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
-INTERVAL_S = 0.5
+INTERVAL_S = 0.4
+"""Not nuScenes' half second: what assumes that is wrong here."""
 CAR, ROAD, WALL, FREE = 0, 10, 14, 16
 RENDER, NETWORK = (16, 32), (32, 64)
 
@@ -42,7 +43,8 @@ class Log:
     """What is in the store. The same surroundings at every keyframe: everything is given in the ego frame.
 
     lidar_at, truth_at: keyframes with a LiDAR sweep, with occupancy truth (None: no truth store). blind: (t, camera)
-    without an image.
+    without an image. interval_s: what the store states and networks go by; times_s: of the keyframes,
+    where they are not that far apart. boxes: labelled at every keyframe, by storage.schema.BOX_FIELDS.
     """
 
     keyframes: int = 3
@@ -54,6 +56,9 @@ class Log:
     blind: tuple[tuple[int, int], ...] = ()
     origin: tuple[float, float, float] = (1.0, 0.0, 1.8)
     speed: tuple[float, float] = (3.0, -1.0)
+    interval_s: float = INTERVAL_S
+    times_s: tuple[float, ...] | None = None
+    boxes: tuple[tuple[float, ...], ...] | None = None
 
     def box(self, lower: tuple[float, float, float], upper: tuple[float, float, float]) -> np.ndarray:
         centres = self.grid.centres()
@@ -91,7 +96,8 @@ class Log:
         for t, c in self.blind:
             valid[t, c] = False
         K = np.array([[32.0, 0, 32], [0, 32, 16], [0, 0, 1]])
-        times = (np.arange(T) * INTERVAL_S * 1e6).astype(np.int64)
+        seconds = np.arange(T) * self.interval_s if self.times_s is None else np.array(self.times_s)
+        times = np.rint(seconds * 1e6).astype(np.int64)
         return SceneTable(
             tokens=tuple(f"token{t}" for t in range(T)),
             timestamp_us=times,
@@ -120,7 +126,7 @@ class Log:
             classes=("car",),
             network_size=NETWORK,
             render_size=RENDER,
-            keyframe_interval_s=INTERVAL_S,
+            keyframe_interval_s=self.interval_s,
             block_keyframes=T,
         )
         picture = np.random.default_rng(1).integers(0, 256, (*NETWORK, 3), dtype=np.uint8)
@@ -162,6 +168,11 @@ class Log:
             "occupancy/valid": np.array([t in self.truth_at for t in range(self.keyframes)], dtype=np.uint8),
         }
         store.commit_block(UnitId("occupancy", "a"), arrays, Provenance("f"))
+        if self.boxes is not None:
+            table = np.zeros((self.keyframes, BOX_ROWS, len(BOX_FIELDS)), dtype=np.float32)
+            table[:, : len(self.boxes)] = self.boxes
+            count = np.full(self.keyframes, len(self.boxes), dtype=np.int32)
+            store.commit_block(UnitId("boxes", "a"), {"boxes/table": table, "boxes/count": count}, Provenance("f"))
 
 
 class Known(OccFlow):
@@ -182,7 +193,7 @@ def exact_network(log: Log) -> Known:
     """Occupied exactly where the log's truth is, and moving as it does."""
     semantics, flow = log.volume()
     sdf = np.where(semantics == len(log.classes), 0.3, -0.3)
-    return Known(sdf, flow * INTERVAL_S, log.grid)
+    return Known(sdf, flow * log.interval_s, log.grid)
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def test_a_moving_plane_by_hand(tiny_store: Path, log: Any, known_network: type)
     network = known_network(grid.centres()[..., 2], flow, grid)
     table = StoreReader(tiny_store).scene("a").table
     view = views(table, 0, NETWORK, RENDER)[0]
-    following = next_view(table, 0, view, 0.5, 0.5)
+    following = next_view(table, 0, view, 0.5, log.interval_s)
     assert following is not None
     assert following.interval == pytest.approx(1.0)
     # K at render size: f 16, centre (16, 8). Row 10.5 looks down by 2.5 / 16, so it meets the road at x = 9.6.
@@ -92,7 +92,7 @@ def test_a_moving_plane_by_hand(tiny_store: Path, log: Any, known_network: type)
     for found, advance in ((moved, MOVE_M - STEP_M), (still, -STEP_M)):
         wanted = (uv - [16, 8]) * (x / (x + advance) - 1)[:, None]
         np.testing.assert_allclose(found, wanted, atol=0.1)
-    assert next_view(table, 2, view, 0.5, 0.5) is None
+    assert next_view(table, 2, view, 0.5, log.interval_s) is None
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_against_cues_by_hand(
     table = StoreReader(tiny_store).scene("a").table
     flow = np.full((T, C, 2, *RENDER), np.nan)
     for view in views(table, 0, NETWORK, RENDER):
-        following = next_view(table, 0, view, 0.5, 0.5)
+        following = next_view(table, 0, view, 0.5, log.interval_s)
         assert following is not None
         moved = rendered_motion(network.renderer, network.fields, view, following, uv)[1]
         shift = np.where(np.abs(moved).max(axis=1, keepdims=True) < 60, moved + [1.0, 0.0], np.nan)

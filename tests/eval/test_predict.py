@@ -29,14 +29,16 @@ def test_which_grid() -> None:
     assert evaluation_grid(COARSE, described) == SMALL
 
 
-def test_fields_reach_another_grid_and_become_metres_per_second(tiny_store: Path, known_network: type) -> None:
+def test_fields_reach_another_grid_and_become_metres_per_second(
+    tiny_store: Path, log: Any, known_network: type
+) -> None:
     predictor = Predictor(known_network(*linear(COARSE), COARSE), StoreReader(tiny_store), NUSCENES_GRID, 0.25)
     found = predictor.predict("a", 1)
     sdf, flow = linear(NUSCENES_GRID)
     inner = (slice(1, -1),) * 3  # beyond the outermost centres the border's value holds
     assert found.sdf is not None
     np.testing.assert_allclose(found.sdf[inner], sdf[inner], atol=1e-3)
-    np.testing.assert_allclose(found.flow[inner], flow[inner] / 0.5, atol=1e-3)
+    np.testing.assert_allclose(found.flow[inner], flow[inner] / log.interval_s, atol=1e-3)
     clear = np.abs(sdf - 0.25) > 0.01
     clear[[0, -1]] = clear[:, [0, -1]] = clear[:, :, [0, -1]] = False
     assert (found.occupied == (sdf <= 0.25))[clear].all()

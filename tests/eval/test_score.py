@@ -13,6 +13,7 @@ from eval.export import export_predictions
 from eval.label_files import FolderTruth, read_labels
 from eval.predict import Predictor, save_prediction
 from eval.protocols import OPENOCC_CLASSES
+from eval.report import write_report
 from eval.rules import EvaluationError
 from eval.score import layout_of, score
 from eval.score_rays import score_submission
@@ -44,7 +45,7 @@ def blurred(small: Any, known_network: type) -> OccFlow:
     semantics, flow = small.volume()
     far = np.roll(semantics != len(small.classes), 1, axis=0)
     wrong = np.where(np.roll(flow, 1, axis=0) != 0, 0.7 * np.roll(flow, 1, axis=0), 0.123)
-    return known_network(np.where(far, -0.3, 0.3), wrong * 0.5, small.grid)
+    return known_network(np.where(far, -0.3, 0.3), wrong * small.interval_s, small.grid)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +239,10 @@ def test_a_submission_is_scored_as_the_labels_it_was_made_from(
     assert rays["velocity"]["per_class"]["car"]["tp"] == volumes["velocity"]["per_class"]["car"]["tp"]
     assert rays["occscore_openocc"] == pytest.approx(volumes["occscore_openocc"], rel=1e-4)
     assert "float16" in rays["rayiou"]["notes"][0]
+    assert rays["time_step"]["keyframes_s"]["mean"] == pytest.approx(0.4)
+    page = write_report(rays, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "layout submission" in page
+    assert f"{rays['rayiou_openocc']:.3f}" in page
     same = score_submission(out, out)
     assert same["rayiou_openocc"] == 1.0
     assert same["mave"] == 0.0

@@ -64,11 +64,11 @@ def test_files(tiny_store: Path, make_log: type, tmp_path: Path) -> None:
     assert label.dtype == np.uint8
     assert forward.dtype == np.float32
     assert {CLASSES[c] for c in np.unique(label)} == {"car", "road", "building", "free"}
-    # The car drives 2 m per half second: the road flows back by 5 voxels; the moving car by (3, -1) m/s more.
+    # The car drives 2 m in 0.4 s: the road flows back by 5 voxels of 0.4 m; the moving car by (3, -1) m/s more.
     assert forward[label == 7][0] == pytest.approx([-5.0, 0.0, 0.0], abs=1e-5)
     assert backward[label == 7][0] == pytest.approx([5.0, 0.0, 0.0], abs=1e-5)
     moving = flow[..., 0] != 0
-    assert forward[moving][0] == pytest.approx([-5.0 + 1.5 / 0.4, -0.5 / 0.4, 0.0], abs=1e-5)
+    assert forward[moving][0] == pytest.approx([-5.0 + 3.0, -1.0, 0.0], abs=1e-5)
     assert not forward[label == 10].any()
     folder = UniOccFolder(tmp_path, reader, log.grid)
     again = folder.at("a", 0)

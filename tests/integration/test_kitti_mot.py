@@ -1,10 +1,13 @@
 """KITTI-MOT the whole way: a synthetic log, its cues by the preset, one training step of each stage by the preset."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import occflow
 from pipelines.config import load_config as load_cues
 from pipelines.extract import extract_log
 from pipelines.synth import write_log
@@ -70,3 +73,17 @@ def test_from_a_log_to_a_training_step(tmp_path: Path) -> None:
     train(config)
     for stage in ("stage1", "stage2"):
         assert (tmp_path / "run" / stage).is_dir(), stage
+
+    command = ["eval", str(tmp_path / "run" / "stage2"), str(store), "--scenes", "training_0001", "--pictures", "0"]
+    outcome = CliRunner().invoke(occflow.app, command)
+    assert outcome.exit_code == 0, outcome.output
+    results = json.loads((tmp_path / "run" / "stage2" / "eval" / "results.json").read_text())
+    assert results["protocol"] == "semantickitti"
+    assert {"DE", "EPE", "DE_FG", "EPE_FG", "D_5%", "FL_10%", "SF_10%", "outlier_rule"} <= set(results["image_motion"])
+    assert "baseline 0.54 m" in results["image_motion"]["rule"]
+    boxes = results["boxes"]
+    assert boxes["moving_boxes"] > 0
+    assert boxes["frames"] == 6
+    assert 0.5 < boxes["box_velocity_error_zero_flow"] < 30
+    assert boxes["time_step_s"]["mean"] == pytest.approx(0.1037, rel=0.01)
+    assert results["time_step"]["keyframes_s"]["mean"] == pytest.approx(0.1037, rel=0.01)

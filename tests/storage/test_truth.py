@@ -56,6 +56,24 @@ def test_truth_comes_back(truth_store: CueStore, tiny: SimpleNamespace) -> None:
     assert verify(truth_store.path) == []
 
 
+def test_boxes_come_where_a_data_set_has_them(truth_store: CueStore, tiny: SimpleNamespace) -> None:
+    """Stores without them hold nothing of them, as before there were any."""
+    folder = truth_store.path / "scenes" / "a" / "boxes"
+    assert not folder.exists()
+    assert not TruthReader(truth_store.path).scene("a").has("boxes", 0)
+    arrays = tiny.arrays("boxes", 2)
+    arrays["boxes/count"][:] = [3, -1]
+    truth_store.commit_block(UnitId("boxes", "a"), arrays, Provenance("fp"))
+    scene = TruthReader(truth_store.path).scene("a")
+    found = scene.boxes(0)
+    assert found is not None
+    np.testing.assert_array_equal(found, arrays["boxes/table"][0, :3])
+    assert scene.boxes(1) is None, "nobody labelled it"
+    assert folder.exists()
+    assert scene.occupancy(0) is not None
+    assert verify(truth_store.path) == []
+
+
 def test_uncommitted_truth_is_missing(truth_store: CueStore) -> None:
     scene = TruthReader(truth_store.path).scene("a")
     assert scene.has("occupancy", 1)

@@ -155,8 +155,9 @@ def test_velocities_of_boxes_are_the_worlds(log: KittiMotLog, scene: Scene, worl
         way = np.zeros(3)
         way[:2] = (world.actor_poses(then) - world.actor_poses(t))[box.track - 1, :2] / (then - t)
         in_ego = (world.world_from_ego(t) @ lidar.ego_from_lidar)[:3, :3].T @ way
-        np.testing.assert_allclose(found, in_ego[:2], atol=1e-3)
-        compared, fastest = compared + 1, max(fastest, float(np.linalg.norm(found)))
+        np.testing.assert_allclose(found[0], in_ego[:2], atol=1e-3)
+        assert found[1] == pytest.approx(then - t, abs=2e-6)
+        compared, fastest = compared + 1, max(fastest, float(np.linalg.norm(found[0])))
     assert compared > 20
     assert fastest > 1.0
 

@@ -34,7 +34,10 @@ def test_a_whole_sequence(tiny_mot: Any) -> None:
     assert scene.tags == ("training", "stereo_baseline_m=0.5400")
     assert log.stereo_baseline("training_0001") == pytest.approx(32.4 / 60)
     assert log.notes == []
-    assert log.truth("training_0001") is None
+    truth = log.truth("training_0001")
+    assert truth is not None
+    assert truth.cues == ("boxes",), "a real sequence has labels, and neither occupancy nor exact images"
+    assert truth.occupancy("000000") is truth.camera("000000", "image_02") is None
     image = scene.frames[3].images["image_02"]
     assert load_image(image).shape == (30, 80, 3)
     np.testing.assert_allclose(image.K, [[60, 0, 40.75], [0, 61, 16], [0, 0, 1]])

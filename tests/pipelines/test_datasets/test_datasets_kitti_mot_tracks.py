@@ -52,8 +52,10 @@ def test_velocities_take_out_own_motion(tiny_mot: Any) -> None:
     at = boxes[0].ego_from_box[:, 3]
     moved = invert(frames[0].global_from_ego) @ frames[2].global_from_ego @ at - at
     assert found[0] is not None
-    np.testing.assert_allclose(found[0], moved[:2] / 0.2074, rtol=1e-6)
-    assert found[0][0] == pytest.approx(1 / 0.1037, rel=0.05)
+    velocity, seconds = found[0]
+    assert seconds == pytest.approx(0.2074)
+    np.testing.assert_allclose(velocity, moved[:2] / 0.2074, rtol=1e-6)
+    assert velocity[0] == pytest.approx(1 / 0.1037, rel=0.05)
 
 
 @pytest.mark.parametrize(
