@@ -115,7 +115,10 @@ def _sheets(store: str, settings: Any, folder: Path, scene: str | None, frame: i
 
     if scene is None or frame is None:
         raise CommandError("--scene and --frame go together: which keyframe of which scene is to be drawn")
-    inspector = Inspector.open(store, settings.model_copy(update={"scenes": (scene,)}))
+    # Not of this scene alone: what is usual in the store must be what the page judged by.
+    inspector = Inspector.open(store, settings)
+    if scene not in inspector.lengths:
+        raise CommandError(f"--scene {scene}: the store has {', '.join(list(inspector.lengths)[:8])}")
     cameras = inspector.reader.attributes.cameras
     if camera is not None and camera not in cameras:
         raise CommandError(f"--camera {camera}: the store has {', '.join(cameras)}")

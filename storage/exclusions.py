@@ -123,6 +123,19 @@ def merged(*lists: Iterable[ExcludedFrame]) -> list[ExcludedFrame]:
     return [found[key] for key in sorted(found)]
 
 
+def without(marks: Iterable[ExcludedFrame], withdrawn: Iterable[ExcludedFrame]) -> list[ExcludedFrame]:
+    """Marks less those that are taken back: of the same author and scene, and of the same keyframe, by its token where
+    both name one and by its index otherwise."""
+    gone = list(withdrawn)
+    return [mark for mark in marks if not any(_same(mark, other) for other in gone)]
+
+
+def _same(mark: ExcludedFrame, other: ExcludedFrame) -> bool:
+    if (mark.scene, mark.by) != (other.scene, other.by):
+        return False
+    return mark.token == other.token if mark.token and other.token else mark.t == other.t
+
+
 def excluded_frames(reader: StoreReader, frames: Iterable[ExcludedFrame]) -> Excluded:
     """Which keyframes of the store marks exclude. A keyframe is found by its token, wherever it is now."""
     held: set[tuple[str, int]] = set()

@@ -1,68 +1,6 @@
 """The checks by name: what each measures, of what, which way is bad, and what a failure usually means."""
 
-from dataclasses import dataclass
-from typing import Literal
-
-Scope = Literal["camera", "frame", "scene", "rig"]
-
-
-@dataclass(frozen=True)
-class Values:
-    """What a check yields.
-
-    scope: a value per camera image, per keyframe, per scene, or per camera over the whole sample ("rig"). extent: of
-    the histogram.
-    """
-
-    scope: Scope
-    unit: str
-    extent: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """Which values are bad, and how many of them a check lets pass.
-
-    limit: a value beyond it is bad. share: of bad values, that good labels have too (`verdict.too_many`). low: whether
-    values below the limit are bad, instead of those above.
-    """
-
-    limit: float
-    share: float
-    low: bool
-
-
-def above(limit: float, share: float) -> Limit:
-    """Values above the limit are bad."""
-    return Limit(limit, share, low=False)
-
-
-def below(limit: float, share: float) -> Limit:
-    """Values below the limit are bad."""
-    return Limit(limit, share, low=True)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check.
-
-    Attributes:
-        name: key in results and settings.
-        title: for people.
-        values, bad: what it yields, and what of that is bad.
-        cues: what it reads; an exclusion made by it holds as long as these stay the same.
-        measures: what the value is.
-        meaning: what a failure usually means.
-    """
-
-    name: str
-    title: str
-    values: Values
-    bad: Limit
-    cues: tuple[str, ...]
-    measures: str
-    meaning: str
-
+from eval.inspection.check import Check, Values, above, below
 
 CHECKS: tuple[Check, ...] = (
     Check(
@@ -145,6 +83,15 @@ CHECKS: tuple[Check, ...] = (
         cues=("masks",),
         measures="How many times more or fewer masks per image (plus a half) the scene has than is usual in the store.",
         meaning="The mask cue behaves differently here: another setting or version, night, rain, or a silent failure.",
+    ),
+    Check(
+        "mask_area_drift",
+        "Masked area, drift",
+        Values("scene", "factor", (1.0, 20.0)),
+        above(8.0, share=0.1),
+        cues=("masks",),
+        measures="How many times more or less area is masked in the scene (plus 3 % of the image) than is usual.",
+        meaning="Masks are cut, blown up or missing here: another resize, another setting, or a silent failure.",
     ),
     Check(
         "mask_flicker",
@@ -287,7 +234,7 @@ CHECKS: tuple[Check, ...] = (
         Values("scene", "IoU", (0.0, 1.0)),
         below(0.2, share=0.15),
         cues=("masks",),
-        measures="Intersection over union of all masks with the pixels that truly move, over a scene.",
+        measures="IoU of all masks with the pixels that truly move, over a scene where 1 % of all pixels are either.",
         meaning="Masks are missing, shifted or cover what stands still.",
     ),
     Check(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.inspection.catalogue import Check
+from eval.inspection.check import Check
 from eval.inspection.settings import InspectionSettings
 
 DRAWS = 400

@@ -164,7 +164,7 @@ def binned(
     depth: Float[np.ndarray, " n"],
     size: tuple[int, int],
 ) -> dict[str, list[list[float]]]:
-    """Residuals by depth and by image region: [count, mean u, mean v, mean length] per bin, px; regions row by row."""
+    """Residuals by depth and by image region: [count, median u, median v, mean length] per bin, px; regions by row."""
     by_depth = np.clip(np.searchsorted(DEPTH_EDGES_M, depth, side="right") - 1, 0, len(DEPTH_EDGES_M) - 2)
     row = np.clip(uv[:, 1] * REGIONS // size[0], 0, REGIONS - 1).astype(int)
     column = np.clip(uv[:, 0] * REGIONS // size[1], 0, REGIONS - 1).astype(int)

@@ -16,7 +16,7 @@ from eval.inspection.views import View
 from storage.errors import StoreError
 from storage.exclusions import fingerprints
 
-THUMBNAILS = ("image", "flow", "after warping", "masks", "LiDAR depth", "static residual")
+THUMBNAILS = tuple(name for name in LAYERS if name != "confidence")
 _TELLING = {
     "flow_valid": "flow",
     "flow_confidence": "flow",

@@ -151,6 +151,7 @@ def _measure_masks(view: View, one: Measured) -> None:
     if view.masks is None:
         return
     one.values["mask_area"] = mask_checks.masked_share(view.masks)
+    one.counts["mask_area_drift"] = one.values["mask_area"], 1.0
     one.counts["mask_count"] = float(mask_checks.instance_count(view.masks)), 1.0
     if view.next_masks is not None and view.flow is not None:
         one.counts["mask_flicker"] = mask_checks.flicker(view.masks, view.next_masks, view.flow)
@@ -189,7 +190,8 @@ def _measure_truth(view: View, one: Measured) -> None:
         instance, moving = (exact[key][f // 2 :: f, f // 2 :: f] for key in ("instance", "moving"))
         iou = mask_figures(view.masks, instance, moving > 0)["iou"]
         if iou["value"] is not None and iou["count"] is not None:
-            one.counts["truth_masks"] = iou["value"] * iou["count"], iou["count"]
+            share = iou["count"] / view.masks.size
+            one.counts["truth_masks"] = iou["value"] * share, share
     if view.keyframe.points is not None:
         uv, depth = view.seen
         true = view.at(exact["depth"], uv)

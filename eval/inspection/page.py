@@ -18,6 +18,11 @@ def asset(name: str) -> str:
     return (_WEB / name).read_text(encoding="utf-8")
 
 
+def scripts(*names: str) -> str:
+    """Scripts of the page one after the other."""
+    return "\n".join(asset(f"{name}.js") for name in names)
+
+
 def embedded(value: Any) -> str:
     """JSON that cannot end the script element it stands in, nor start a comment: no <, > or & in it."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
@@ -43,19 +48,26 @@ class Drawn:
 def report_page(result: dict[str, Any], drawn: Drawn, served: bool = False) -> str:
     """The page as HTML. Nothing is loaded from elsewhere, and the page's own policy forbids it; when `served`, marks
     are written by the server that it came from."""
-    data = {"result": result, "cards": drawn.cards, "pairs": drawn.pairs, "served": served, "legend": legend_uri()}
+    data = {
+        "store": result["store"],
+        "result": result,
+        "cards": drawn.cards,
+        "pairs": drawn.pairs,
+        "served": served,
+        "legend": legend_uri(),
+    }
     return Template(asset("report.html")).substitute(
         title=html.escape(f"Label quality: {result['store']}"),
         connect="'self'" if served else "'none'",
         style=asset("style.css"),
         data=embedded(data),
-        script=asset("report.js"),
+        script=scripts("common", "report", "gallery"),
     )
 
 
 def browse_page(index: dict[str, Any]) -> str:
     """The page on which every keyframe can be looked at, served only."""
-    parts = {"style": asset("style.css"), "data": embedded(index), "script": asset("browse.js")}
+    parts = {"style": asset("style.css"), "data": embedded(index), "script": scripts("common", "browse")}
     return Template(asset("browse.html")).substitute(parts)
 
 

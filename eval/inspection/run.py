@@ -145,7 +145,7 @@ def inspect_store(
             keyframe = inspector.keyframe(scene, t)
             for measured in inspector.measure(keyframe):
                 tally.add(measured)
-            tally.add_sweep(keyframe)
+            tally.add_contents(keyframe)
             origins.add(keyframe)
             for view in keyframe.cameras():
                 if view.masks is not None:

@@ -10,6 +10,7 @@ import ipaddress
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,12 +23,13 @@ from PIL import Image
 from eval.inspection.catalogue import BY_NAME
 from eval.inspection.gallery import legend_uri
 from eval.inspection.layers import LAYERS
+from eval.inspection.marks import MarkFile, listed
 from eval.inspection.page import Drawn, browse_page, report_page
 from eval.inspection.run import Inspection
 from eval.inspection.views import Keyframe, View
 from eval.rules import EvaluationError
 from storage.errors import StoreError
-from storage.exclusions import fingerprints, merged, parse_exclusions, read_exclusions, write_exclusions
+from storage.exclusions import ExcludedFrame, fingerprints, parse_exclusions
 
 KEPT_KEYFRAMES = 4
 LARGEST_POST = 8 * 2**20
@@ -46,7 +48,8 @@ class Browser:
     """What the server knows: the inspection, its page, and the last keyframes that were asked for."""
 
     def __init__(self, inspection: Inspection, drawn: Drawn, folder: Path) -> None:
-        self.inspection, self.marks = inspection, folder / "exclusions.json"
+        self.inspection = inspection
+        self.marks = MarkFile(folder / "exclusions.json", inspection.result["store"])
         self.report = report_page(inspection.result, drawn, served=True)
         self._kept: OrderedDict[tuple[str, int], Keyframe] = OrderedDict()
         self._lock = threading.Lock()
@@ -77,6 +80,7 @@ class Browser:
         inspector = self.inspection.inspector
         return {
             "store": self.inspection.result["store"],
+            "served": True,
             "scenes": [[name, length] for name, length in inspector.lengths.items()],
             "cameras": self.inspection.result["cameras"],
             "layers": list(LAYERS),
@@ -95,10 +99,12 @@ class Browser:
                 if not np.isnan(value):
                     check, camera = BY_NAME[name], "" if one.camera < 0 else cameras[one.camera]
                     bad = settings.bad(check, value)
-                    found.append({"camera": camera, "check": check.title, "value": value, "bad": bad})
-                    found[-1]["unit"] = check.values.unit
-        token = keyframe.table.tokens[keyframe.t]
-        return {"token": token, "values": found, "fingerprints": fingerprints(keyframe.scene, keyframe.t)}
+                    limit = f"{'≥' if check.bad.low else '≤'} {settings.limit(check):g}"
+                    row = {"camera": camera, "check": check.title, "value": value, "bad": bad}
+                    found.append({**row, "unit": check.values.unit, "limit": limit})
+        scene, t = keyframe.scene, keyframe.t
+        named = {"scene": scene.name, "t": t, "token": keyframe.table.tokens[t]}
+        return {**named, "values": found, "fingerprints": fingerprints(scene, t)}
 
     def picture(self, query: dict[str, str]) -> bytes:
         """One layer of one image as PNG. Raises Refused where there is none."""
@@ -122,17 +128,27 @@ class Browser:
         with self._lock:
             return probe(view, u, v)
 
+    def rejected(self, query: dict[str, str]) -> dict[str, Any]:
+        """The marks that are in the file beside the page."""
+        return self._listed(self.marks.read())
+
     def reject(self, body: bytes) -> dict[str, Any]:
-        """Add a reviewer's marks to the file beside the page."""
+        """Add a reviewer's marks to the file beside the page. Raises Refused for what is no list of marks."""
+        return self._changed(self.marks.add, body)
+
+    def withdraw(self, body: bytes) -> dict[str, Any]:
+        """Take a reviewer's marks out of that file. Raises Refused."""
+        return self._changed(self.marks.withdraw, body)
+
+    def _changed(self, change: Callable[[list[ExcludedFrame]], list[ExcludedFrame]], body: bytes) -> dict[str, Any]:
         try:
-            marks = parse_exclusions(body, "request")
-            with self._lock:  # two marks at once must not both start from the same file
-                kept = read_exclusions(self.marks) if self.marks.exists() else []
-                every = merged(kept, marks)
-                write_exclusions(self.marks, every, self.inspection.result["store"])
+            return self._listed(change(parse_exclusions(body, "request")))
         except StoreError as error:
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
-        return {"message": f"{len(every)} marks in {self.marks}", "marks": len(every)}
+
+    def _listed(self, marks: list[ExcludedFrame]) -> dict[str, Any]:
+        with self._lock:
+            return {"file": str(self.marks.path), "frames": listed(self.inspection.inspector.reader, marks)}
 
 
 def probe(view: View, u: int, v: int) -> dict[str, Any]:
@@ -189,7 +205,11 @@ class Handler(BaseHTTPRequestHandler):
             return "text/html; charset=utf-8", pages[parts.path]().encode()
         if parts.path == "/api/picture":
             return "image/png", self.browser.picture(query)
-        answers = {"/api/values": self.browser.values, "/api/probe": self.browser.probe}
+        answers = {
+            "/api/values": self.browser.values,
+            "/api/probe": self.browser.probe,
+            "/api/exclusions": self.browser.rejected,
+        }
         if parts.path not in answers:
             raise Refused(HTTPStatus.NOT_FOUND, "there is nothing here")
         return "application/json", json.dumps(answers[parts.path](query)).encode()
@@ -199,15 +219,18 @@ class Handler(BaseHTTPRequestHandler):
         if not length.isdecimal() or int(length) > LARGEST_POST:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "marks come with a length, and not more than 8 MiB")
         # A script of another site can send a form or plain text without being asked, JSON only after a refusal here.
-        if self.headers.get_content_type() != "application/json" or self.path != "/api/exclusions":
-            raise Refused(HTTPStatus.BAD_REQUEST, "only JSON to api/exclusions")
-        return "application/json", json.dumps(self.browser.reject(self.rfile.read(int(length)))).encode()
+        changes = {"/api/exclusions": self.browser.reject, "/api/withdrawals": self.browser.withdraw}
+        if self.headers.get_content_type() != "application/json" or self.path not in changes:
+            raise Refused(HTTPStatus.BAD_REQUEST, "only JSON to api/exclusions and api/withdrawals")
+        return "application/json", json.dumps(changes[self.path](self.rfile.read(int(length)))).encode()
 
     def _answer(self, make: Any) -> None:
         try:
             self._check_caller()
             kind, body = make()
             self._send(HTTPStatus.OK, kind, body)
+        except ConnectionError:  # the browser went to another keyframe before this picture was sent
+            self.close_connection = True
         except Refused as error:
             self._send(error.status, "text/plain; charset=utf-8", str(error).encode())
         except (StoreError, EvaluationError) as error:

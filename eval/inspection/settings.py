@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from eval.inspection.catalogue import BY_NAME, Check
+from eval.inspection.catalogue import BY_NAME
+from eval.inspection.check import Check
 from eval.rules import EvaluationError
 
 

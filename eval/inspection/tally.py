@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from eval.inspection.catalogue import BY_NAME, CHECKS, Check
+from eval.inspection.catalogue import BY_NAME, CHECKS
+from eval.inspection.check import Check
 from eval.inspection.lidar_extent import SweepHistograms
 from eval.inspection.mask_checks import border_shift, surely_lost
+from eval.inspection.mask_summary import MaskSummary
 from eval.inspection.measure import RIG, Measured
 from eval.inspection.settings import InspectionSettings
+from eval.inspection.truth_summary import TruthSummary
 from eval.inspection.views import Keyframe
 
 KEPT_VALUES = 20_000
@@ -20,6 +23,12 @@ KEPT_VALUES = 20_000
 KEPT_WORST = 200
 """Worst values that are named, per check."""
 HISTOGRAM_BINS = 40
+LEAST = {"mask_flicker": 8, "mask_depth": 30}
+"""Instances, or LiDAR points, of a scene from which on it is judged."""
+LEAST_PER_IMAGE = {"truth_masks": 0.01}
+"""Share of a scene's pixels that are masked or move: where less does, two or three far things decide."""
+DRIFT_OFFSETS = {"mask_count": 0.5, "mask_area_drift": 0.03}
+"""Added to both sides of a ratio: a scene with nothing in it is no infinite drift."""
 
 
 @dataclass
@@ -69,6 +78,8 @@ class Tally:
         self.excluded: dict[tuple[str, int], set[str]] = {}
         """Keyframes that a check with `exclude` found bad, and the checks."""
         self.sweeps = SweepHistograms()
+        self.masks: MaskSummary | None = None
+        self.truth = TruthSummary()
         self._pooled: dict[str, dict[str, np.ndarray]] = {}
         self._levels: dict[str, float] = {}
         self._tilts: tuple[str, list[float]] = "", []
@@ -84,8 +95,8 @@ class Tally:
             if name == "lidar_level":
                 self._level(measured.scene, part)
             else:
-                sums = self._pooled.setdefault(name, {}).setdefault(measured.scene, np.zeros(2))
-                sums += (part, whole)
+                sums = self._pooled.setdefault(name, {}).setdefault(measured.scene, np.zeros(3))
+                sums += (part, whole, 1)
         for scores in measured.scores.values():
             self._scores[measured.scene] = self._scores.get(measured.scene, 0) + scores
         for name, bins in measured.bins.items():
@@ -106,8 +117,12 @@ class Tally:
         self._tilts[1].append(tilt)
         self._levels[scene] = float(np.median(self._tilts[1]))
 
-    def add_sweep(self, keyframe: Keyframe) -> None:
-        """Count a keyframe's LiDAR points."""
+    def add_contents(self, keyframe: Keyframe) -> None:
+        """Count what a keyframe holds, which no check judges: LiDAR points, masks, and errors against truth."""
+        self.masks = self.masks or MaskSummary(keyframe.attributes.classes)
+        for view in keyframe.cameras():
+            self.masks.add(view)
+            self.truth.add(view)
         if keyframe.points is not None and keyframe.sweep is not None:
             unseen = int((keyframe.sweep.cameras == 0).sum())
             lost = len(keyframe.sweep.points) - len(keyframe.points)
@@ -139,19 +154,22 @@ class Tally:
 
 
 def _scene_values(name: str, scenes: dict[str, np.ndarray]) -> Iterator[tuple[str, float]]:
-    """A value per scene: the pooled share, what of it is proven, or by what factor masks per image differ from the
-    middle scene's."""
-    least = {"mask_flicker": 8, "mask_depth": 30, "truth_masks": 100}.get(name, 1)
-    shares = {scene: part / whole for scene, (part, whole) in scenes.items() if whole >= least}
+    """A value per scene: the pooled share, what of it is proven, or by what factor masks per image, or their area,
+    differ from the middle scene's."""
+
+    def enough(whole: float, images: float) -> bool:
+        return bool(whole >= (LEAST_PER_IMAGE[name] * images if name in LEAST_PER_IMAGE else LEAST.get(name, 1)))
+
+    shares = {scene: part / whole for scene, (part, whole, images) in scenes.items() if enough(whole, images)}
     if name == "mask_flicker":
         yield from ((scene, surely_lost(int(scenes[scene][0]), int(scenes[scene][1]))) for scene in shares)
         return
-    if name != "mask_count":
+    if name not in DRIFT_OFFSETS:
         yield from ((scene, float(share)) for scene, share in shares.items())
         return
     usual = float(np.median(list(shares.values()))) if shares else 0.0
     for scene, mean in shares.items():
-        ratio = (mean + 0.5) / (usual + 0.5)
+        ratio = (mean + DRIFT_OFFSETS[name]) / (usual + DRIFT_OFFSETS[name])
         yield scene, float(max(ratio, 1 / ratio))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.inspection.catalogue import Check
+from eval.inspection.check import Check
 from eval.inspection.ego_motion import DEPTH_EDGES_M
 from eval.inspection.origins import Origins
 from eval.inspection.settings import InspectionSettings
@@ -145,6 +145,8 @@ def result(
             "lidar": {**tally.sweeps.result(), "own_car_share": origins.own_car_share()}
             if tally.sweeps.sweeps
             else None,
+            "masks": tally.masks.result() if tally.masks else None,
+            "against_truth": tally.truth.result(),
             "coverage": coverage(reader, set(lengths)),
             "checks": checks,
             "static_residual": {

@@ -15,6 +15,7 @@ from storage.exclusions import (
     merged,
     parse_exclusions,
     read_exclusions,
+    without,
     write_exclusions,
 )
 from storage.layout import UnitId
@@ -54,6 +55,16 @@ def test_it_survives_a_rebuild_with_the_same_fingerprint_only(full_store: CueSto
     found = excluded_frames(StoreReader(full_store.path), [mark])
     assert found.frames == frozenset()
     assert cue in found.stale[0]
+
+
+def test_marks_are_taken_back_by_author_and_keyframe() -> None:
+    moved = ExcludedFrame("a", 3, "token-2")
+    own, check, other = ExcludedFrame("a", 1), ExcludedFrame("a", 1, by="check:frozen"), ExcludedFrame("b", 1)
+    every = [own, check, other, moved]
+    assert without(every, [ExcludedFrame("a", 1, "token-1")]) == [check, other, moved]
+    assert without(every, [ExcludedFrame("a", 2, "token-2")]) == [own, check, other], "a token says which, not t"
+    assert without(every, [ExcludedFrame("a", 3, "token-3")]) == every
+    assert without(every, [ExcludedFrame("a", 1, by="check:frozen")]) == [own, other, moved]
 
 
 def test_only_the_cues_of_a_mark_count(full_store: CueStore) -> None:

@@ -1,17 +1,11 @@
 "use strict";
-const DATA = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
-const at = { scene: 0, t: 0, camera: 0, a: "image", b: "masks", swipe: 100 };
+// Every keyframe of the store, drawn by the server when it is asked for. The address names the place: it can be kept.
+const asked_for = new URLSearchParams(location.hash.slice(1));
+const at = { scene: Math.max(0, DATA.scenes.findIndex(([name]) => name === asked_for.get("scene"))),
+  t: Number(asked_for.get("t")) || 0, camera: Math.max(0, DATA.cameras.indexOf(asked_for.get("camera"))),
+  a: "image", b: "masks", swipe: 100 };
 let asked = 0, now = null;
 
-function el(tag, attributes, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes || {})) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value); else node.setAttribute(key, value);
-  }
-  node.append(...children.map((child) => (child instanceof Node ? child : document.createTextNode(String(child)))));
-  return node;
-}
 const length = () => DATA.scenes[at.scene][1];
 const query = (more) => new URLSearchParams({ scene: DATA.scenes[at.scene][0], t: at.t,
   camera: DATA.cameras[at.camera], ...more }).toString();
@@ -32,7 +26,7 @@ function controls() {
   DATA.cameras.forEach((name, k) => bar.append(el("button", { class: "camera", onclick: () => go({ camera: k }) }, name)));
   bar.append(el("button", { id: "reject", class: "reject", onclick: reject }, "reject keyframe"));
 }
-function swipe() { $("over").style.clipPath = `inset(0 0 0 ${at.swipe}%)`; }
+function swipe() { $("swipe").value = at.swipe; $("over").style.clipPath = `inset(0 0 0 ${at.swipe}%)`; }
 function show(image, layer) {
   image.style.visibility = "hidden";
   image.onload = () => { image.style.visibility = ""; };
@@ -55,25 +49,29 @@ async function go(change) {
   left.textContent = at.a;
   right.textContent = at.b;
   swipe();
+  history.replaceState(null, "", `#${query({})}`);
+  showReject();
   const mine = ++asked;
   const reply = await fetch(`api/values?${query({})}`);
   if (mine !== asked) return;
-  now = reply.ok ? await reply.json() : { token: "", values: [], fingerprints: {} };
+  now = reply.ok ? await reply.json() : { values: [] };
   const own = now.values.filter((row) => !row.camera || row.camera === DATA.cameras[at.camera]);
   $("values").replaceChildren(...own.map((row) => el("span", { class: row.bad ? "bad" : "" },
-    `${row.check} ${Number(row.value.toPrecision(3))} ${row.unit}`)));
+    `${row.check} ${number(row.value)} ${row.unit} (limit ${row.limit})`)));
+}
+function showReject() {
+  const there = isMarked(DATA.scenes[at.scene][0], at.t);
+  $("reject").textContent = there ? "rejected: take back" : "reject keyframe";
+  $("reject").classList.toggle("on", there);
 }
 async function reject() {
-  if (!now) return;
+  const scene = DATA.scenes[at.scene][0];
+  if (!now || now.t !== at.t || now.scene !== scene) return; // not of this keyframe yet
   const bad = now.values.filter((row) => row.bad).map((row) => row.check);
-  const mark = { scene: DATA.scenes[at.scene][0], t: at.t, token: now.token, by: "reviewer",
-    reason: [...new Set(bad)].join(", "), fingerprints: now.fingerprints };
-  const reply = await fetch("api/exclusions", { method: "POST", headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ schema: "occflow.exclusions", schema_version: 1, store: DATA.store, frames: [mark] }) });
-  const text = await reply.text();
-  $("tray").hidden = false;
-  $("tray").firstElementChild.textContent = reply.ok ? JSON.parse(text).message : text;
+  await toggle({ scene, t: at.t, token: now.token, by: "reviewer", reason: [...new Set(bad)].join(", "),
+    fingerprints: now.fingerprints });
 }
+document.addEventListener("marks", showReject);
 let waiting = null;
 $("stack").addEventListener("mousemove", (event) => {
   const box = $("under").getBoundingClientRect();
@@ -89,7 +87,8 @@ $("stack").addEventListener("mousemove", (event) => {
   }, 60);
 });
 document.addEventListener("keydown", (event) => {
-  if (["INPUT", "SELECT"].includes(event.target.tagName) || event.ctrlKey || event.metaKey) return;
+  if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.tagName === "INPUT" && event.key.startsWith("Arrow")) return; // the slider's own
   const moves = { ArrowRight: { t: at.t + 1 }, ArrowLeft: { t: at.t - 1 }, ArrowDown: { scene: at.scene + 1, t: 0 },
     ArrowUp: { scene: at.scene - 1, t: 0 } };
   if (moves[event.key]) { event.preventDefault(); go(moves[event.key]); }
@@ -99,3 +98,4 @@ document.addEventListener("keydown", (event) => {
 $("legend").src = DATA.legend;
 controls();
 go({});
+ask("api/exclusions");

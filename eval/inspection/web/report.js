@@ -1,26 +1,9 @@
 "use strict";
-// Everything from the store reaches the page as text: nothing here parses markup.
-const DATA = JSON.parse(document.getElementById("data").textContent);
+// The report: what was found, from the verdict down to where the labels come from.
 const RESULT = DATA.result, CARDS = DATA.cards;
 const BY_NAME = Object.fromEntries(RESULT.checks.map((c) => [c.name, c]));
-const $ = (id) => document.getElementById(id);
-
-function el(tag, attributes, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes || {})) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (key === "class") node.className = value;
-    else node.setAttribute(key, value);
-  }
-  node.append(...children.map((child) => (child instanceof Node ? child : document.createTextNode(String(child)))));
-  return node;
-}
-function number(value) {
-  if (value === null || value === undefined) return "–";
-  if (Number.isInteger(value)) return value.toLocaleString("en");
-  return Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
-}
-const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(part && part < 0.1 * whole ? 1 : 0)} %` : "–");
+const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(part && part < 0.01 * whole ? 1 : 0)} %` : "–");
+const fixed = (value, digits) => value.toFixed(digits).replace(/^-(0\.0*)$/, "$1");
 const isBad = (check, value) => (check.low ? value < check.limit : value > check.limit);
 
 function svg(tag, attributes, ...children) {
@@ -74,15 +57,17 @@ function head() {
 function checks() {
   const order = { fail: 0, warn: 1, pass: 2, none: 3 };
   const rows = [...RESULT.checks].sort((a, b) => order[a.state] - order[b.state]).map((c) => el("tr",
-    { class: "row", "data-check": c.name, onclick: () => choose("check", c.name) },
+    { class: "row", "data-check": c.name, tabindex: 0,
+    onclick: () => { choose("check", c.name); if (chosen.check) $("gallery").scrollIntoView({ behavior: "smooth" }); },
+    onkeydown: (event) => { if (event.key === "Enter") event.currentTarget.click(); } },
     el("td", {}, el("span", { class: `state ${c.state}` }, c.state)),
     el("td", {}, el("div", { class: "title" }, c.title),
       el("div", { class: "why" }, c.measures, c.state === "fail" || c.state === "warn" ? ` → ${c.meaning}` : "",
         c.bad_cameras.length ? ` Mostly bad: ${c.bad_cameras.map((k) => RESULT.cameras[k]).join(", ")}.` : "")),
-    el("td", { class: "number" }, c.count ? `${number(c.value)} ${c.unit}` : "–"),
-    el("td", { class: "number" }, `${c.low ? "≥" : "≤"} ${number(c.limit)}`),
-    el("td", { class: "number" }, c.count ? `${number(c.bad)} of ${number(c.count)} (${percent(c.bad, c.count)})` : "not measured"),
-    el("td", { class: "number" }, percent(c.share_allowed, 1)),
+    el("td", { class: "number", "data-label": "median" }, c.count ? `${number(c.value)} ${c.unit}` : "–"),
+    el("td", { class: "number", "data-label": "limit" }, `${c.low ? "≥" : "≤"} ${number(c.limit)}`),
+    el("td", { class: "number", "data-label": "beyond it" }, c.count ? `${number(c.bad)} of ${number(c.count)} (${percent(c.bad, c.count)})` : "not measured"),
+    el("td", { class: "number", "data-label": "allowed" }, percent(c.share_allowed, 1)),
     el("td", {}, c.count ? histogram(c) : "")));
   const names = ["", "check", "median", "limit", "beyond it", "allowed", "distribution"];
   $("checks").append(el("thead", {}, el("tr", {}, ...names.map((n) => el("th", {}, n)))), el("tbody", {}, ...rows));
@@ -95,18 +80,18 @@ function residual() {
   const rows = found.depth.map(([count, u, v, length], k) => el("tr", {},
     el("td", {}, edges[k + 1] === null ? `over ${edges[k]} m` : `${edges[k]} to ${edges[k + 1]} m`),
     el("td", { class: "number" }, number(count)),
-    ...[u, v, length].map((value) => el("td", { class: "number" }, count ? value.toFixed(2) : "–"))));
+    ...[u, v, length].map((value) => el("td", { class: "number" }, count ? fixed(value, 2) : "–"))));
   box.append(el("div", {}, el("h3", {}, "Residual by depth, px"), el("table", {}, el("thead", {}, el("tr", {},
     ...["depth", "points", "median u", "median v", "mean length"].map((n) => el("th", {}, n)))), el("tbody", {}, ...rows))));
   const most = Math.max(...found.region.map((r) => r[3]), 1e-6);
   box.append(el("div", {}, el("h3", {}, "By image region: median u, v; mean length, px"), el("div", { class: "regions" },
     ...found.region.map(([count, u, v, length]) => el("div",
       { style: `background: rgba(185, 28, 28, ${count ? (0.35 * length) / most : 0})`, title: `${count} points` },
-      count ? `${u.toFixed(2)}, ${v.toFixed(2)}; ${length.toFixed(2)}` : "–")))));
+      count ? `${fixed(u, 2)}, ${fixed(v, 2)}; ${fixed(length, 2)}` : "–")))));
   const motions = Object.entries(found.camera_motion).map(([camera, m]) => el("tr", {},
     el("td", {}, camera === "-1" ? "all cameras" : RESULT.cameras[camera]),
-    el("td", { class: "number" }, m.metres.map((x) => x.toFixed(3)).join(", ")),
-    el("td", { class: "number" }, m.degrees.map((x) => x.toFixed(3)).join(", "))));
+    el("td", { class: "number" }, m.metres.map((x) => fixed(x, 3)).join(", ")),
+    el("td", { class: "number" }, m.degrees.map((x) => fixed(x, 3)).join(", "))));
   box.append(el("div", {}, el("h3", {}, "Camera motion that would explain it (median; x forward, y left, z up)"),
     el("table", {}, el("thead", {}, el("tr", {}, ...["camera", "metres", "degrees"].map((n) => el("th", {}, n)))),
       el("tbody", {}, ...motions))));
@@ -158,9 +143,9 @@ function bars(title, found, unit) {
   const root = svg("svg", { width, height: height + 14, role: "img" });
   found.counts.forEach((count, k) => root.append(svg("rect", { x: k * step, y: height - (height * count) / most,
     width: Math.max(1, step - 0.5), height: (height * count) / most, fill: "#64748b" })));
-  [[0, "start", found.low], [width / 2, "middle", (found.low + found.high) / 2], [width, "end", found.high]].forEach(([x, anchor, value]) => {
+  [[0, "start", found.low], [width / 2, "middle", (found.low + found.high) / 2], [width, "end", found.high]].forEach(([x, anchor, value], k) => {
     const node = svg("text", { x, y: height + 12, "font-size": 10, fill: "#6b7280", "text-anchor": anchor });
-    node.textContent = `${number(value)} ${unit}`;
+    node.textContent = found.ends ? found.ends[k] : `${number(value)} ${unit}`;
     root.append(node);
   });
   return el("div", {}, el("h3", {}, title), root);
@@ -179,6 +164,50 @@ function birdseye(density) {
   }));
   root.append(svg("path", { d: `M ${(n * size) / 2} ${(n * size) / 2 - 6} l 4 10 h -8 z`, fill: "#b91c1c" }));
   return el("div", {}, el("h3", {}, `From above: points per m², ±${(n * density.cell_m) / 2} m, forward is up; red: the car`), root);
+}
+function masks() {
+  const found = RESULT.masks, box = $("masks-seen").lastElementChild;
+  if (!found) { box.append(el("p", { class: "empty" }, "No image in the sample has the cue: not measured.")); return; }
+  const rows = found.classes.map((c) => el("tr", {}, el("td", {}, c.class), el("td", { class: "number" }, number(c.instances)),
+    el("td", { class: "number" }, number(c.per_image)), el("td", { class: "number" }, percent(c.mean_area, 1)),
+    el("td", {}, spark(c.over_time.filter((_, k) => found.images_over_time[k])))));
+  const names = ["class", "masks", "per image", "mean area", "per image, start to end of a scene"];
+  box.append(el("div", {}, el("h3", {}, `${number(found.images)} images`), el("table", {}, el("thead", {}, el("tr", {},
+    ...names.map((n) => el("th", {}, n)))), el("tbody", {}, ...rows))));
+  if (!rows.length) box.append(el("p", { class: "empty" }, "No mask in any of them."));
+  else box.append(bars("Area, share of the image", { ...found.area_log10, ends: ["0.001 %", "0.3 %", "100 %"] }, ""), bars("Score", found.score, ""));
+}
+function spark(values) {
+  const width = 190, height = 30, most = Math.max(...values, 1e-9), step = width / values.length;
+  const root = svg("svg", { width, height, role: "img" });
+  values.forEach((value, k) => root.append(svg("rect", { x: k * step, y: height - (height * value) / most,
+    width: step - 1, height: (height * value) / most, fill: "#64748b" })));
+  root.append(svg("title", {}));
+  root.lastChild.textContent = `up to ${number(most)} per image`;
+  return root;
+}
+function truth() {
+  const found = RESULT.against_truth, box = $("truth").lastElementChild;
+  if (!found) return;
+  $("truth").hidden = false;
+  const words = { epe: ["end-point error", "px"], zero_epe: ["that of zero flow", "px"], fl_all: ["Fl-all", "share"],
+    epe_moving: ["end-point error where things move", "px"], zero_epe_moving: ["that of zero flow there", "px"],
+    coverage: ["true flow that the cue covers", "share"], coverage_moving: ["the same where things move", "share"],
+    invented: ["flow where there is none", "share"], iou: ["IoU with all that moves", "share"],
+    precision: ["precision, pixels", "share"], recall: ["recall, pixels", "share"],
+    instance_recall: ["recall, instances", "share"], instance_precision: ["precision, instances", "share"] };
+  const table = (title, rows) => el("div", {}, el("h3", {}, title), el("table", {}, el("thead", {}, el("tr", {},
+    ...["", "value", title === "Masks of what moves" ? "pixels or instances" : "pixels"].map((n) => el("th", {}, n)))), el("tbody", {}, ...rows.map(([name, one, unit]) =>
+    el("tr", {}, el("td", {}, name), el("td", { class: "number" }, one.count ? `${number(one.value)} ${unit}` : "–"),
+      el("td", { class: "number" }, number(one.count)))))));
+  const named = (figures) => Object.keys(words).filter((name) => name in figures).map((name) => [words[name][0], figures[name], words[name][1]]);
+  const edges = RESULT.static_residual.depth_edges_m;
+  const depth = (one, k) => [edges[k + 1] === null ? `over ${edges[k]} m` : `${edges[k]} to ${edges[k + 1]} m`, one, "px"];
+  if (found.flow) box.append(table("Flow", named(found.flow)), table("End-point error by true depth", found.epe_by_depth.map(depth)));
+  if (found.masks) {
+    box.append(table("Masks of what moves", named(found.masks)), table("Their pixels that move, by class",
+      Object.entries(found.precision_by_class).map(([name, one]) => [name, one, "share"])));
+  }
 }
 function lidar() {
   const found = RESULT.lidar, box = $("lidar").lastElementChild;
@@ -206,139 +235,3 @@ function provenance() {
     el("tbody", {}, ...RESULT.provenance.map((row) => el("tr", {}, ...keys.map((k) =>
       el("td", {}, k.endsWith("digest") ? String(row[k]).slice(0, 12) || "–" : row[k])))))));
 }
-
-// Filters. A card is a picture with values; layers A and B are shared by all cards, the slider swipes between them.
-const chosen = { why: "", check: "", scene: "", camera: "", class: "", bad: false, a: "", b: "", swipe: 50 };
-const marks = new Map();
-let current = -1;
-const key = (card) => `${card.scene}:${card.t}`;
-
-function choose(name, value) {
-  chosen[name] = chosen[name] === value && name === "check" ? "" : value;
-  const input = document.querySelector(`[data-filter="${name}"]`);
-  if (input) input.value = chosen[name];
-  document.querySelectorAll("#checks tr.row").forEach((row) =>
-    row.classList.toggle("chosen", row.dataset.check === chosen.check));
-  draw();
-}
-function filters() {
-  const bar = $("filters");
-  const select = (name, label, options) => bar.append(el("label", {}, label, el("select",
-    { "data-filter": name, onchange: (event) => choose(name, event.target.value) },
-    ...options.map(([value, text]) => el("option", { value }, text)))));
-  const among = (values) => [["", "all"], ...[...new Set(values)].sort().map((v) => [v, v])];
-  select("why", "shown", [["", "worst and random"], ["worst", "worst"], ["random", "random"]]);
-  select("check", "check", [["", "all"], ...RESULT.checks.filter((c) => c.count).map((c) => [c.name, c.title])]);
-  select("scene", "scene", among(CARDS.map((c) => c.scene)));
-  select("camera", "camera", among(CARDS.map((c) => c.camera || "")).filter(([v], k) => k === 0 || v));
-  select("class", "class", among(CARDS.flatMap((c) => c.classes || [])));
-  const layers = [...new Set(CARDS.flatMap((c) => Object.keys(c.pictures || {})))].map((n) => [n, n]);
-  select("a", "layer", [["", "what the check looks at"], ...layers]);
-  select("b", "swipe to", [["", "nothing"], ...layers]);
-  bar.append(el("label", {}, "swipe", el("input", { type: "range", min: 0, max: 100, value: 50, id: "swipe",
-    oninput: (event) => { chosen.swipe = Number(event.target.value); swipe(); } })));
-  bar.append(el("button", { id: "only-bad", onclick: (event) => {
-    chosen.bad = !chosen.bad; event.target.classList.toggle("on", chosen.bad); draw(); } }, "only beyond a limit"));
-  bar.append(el("span", { class: "tag", id: "shown" }));
-  if (DATA.legend) bar.after(el("img", { class: "legend", src: DATA.legend, alt: "colour scales" }));
-}
-const badNames = (card) => Object.entries(card.values || {}).filter(([n, v]) => BY_NAME[n] && isBad(BY_NAME[n], v)).map(([n]) => n);
-function visible(card) {
-  const bad = badNames(card);
-  return (!chosen.why || card.why === chosen.why) && (!chosen.scene || card.scene === chosen.scene) &&
-    (!chosen.camera || card.camera === chosen.camera) && (!chosen.class || (card.classes || []).includes(chosen.class)) &&
-    (!chosen.check || card.check === chosen.check || bad.includes(chosen.check)) && (!chosen.bad || bad.length > 0);
-}
-function picture(card) {
-  const pictures = card.pictures || {}, best = pictures[card.layer] ? card.layer : "image", layer = chosen.a || best;
-  const stack = el("div", { class: "stack" }), own = pictures[layer], other = pictures[chosen.b];
-  if (own) stack.append(el("img", { src: own, alt: layer }));
-  else stack.append(el("span", { class: "tag" }, card.error || `no ${layer} here`));
-  stack.append(el("p", {}, layer));
-  if (own && other) {
-    stack.append(el("img", { src: other, alt: chosen.b, class: "over" }), el("p", { class: "right" }, chosen.b));
-  }
-  return stack;
-}
-function card(one) {
-  const bad = new Set(badNames(one)), rejected = marks.has(key(one));
-  const value = (name) => {
-    const check = BY_NAME[name];
-    return el("span", { class: bad.has(name) ? "bad" : "", title: check ? check.measures : "" }, check ?
-      `${check.title} ${number(one.values[name])} ${check.unit} (limit ${check.low ? "≥" : "≤"} ${number(check.limit)})` : name);
-  };
-  const names = Object.keys(one.values || {}), first = names.filter((name) => bad.has(name) || name === one.check);
-  const rest = el("details", {}, el("summary", {}, `all ${names.length} values`),
-    el("div", { class: "values" }, ...names.filter((name) => !first.includes(name)).map(value)));
-  const reject = el("button", { class: `reject${rejected ? " on" : ""}`, onclick: () => mark(one) },
-    rejected ? "rejected" : "reject keyframe");
-  const copy = el("button", { class: "copy", onclick: () => copyText(one.command, copy) }, "copy");
-  return el("div", { class: `card${rejected ? " rejected" : ""}`, "data-key": key(one) },
-    el("header", {}, el("b", {}, `${one.scene} · ${one.t} · ${one.camera || ""}`),
-      el("span", { class: "tag" }, one.why === "worst" && BY_NAME[one.check] ? `worst: ${BY_NAME[one.check].title}` : one.why)),
-    picture(one), el("div", { class: "values" }, ...first.map(value)), ...(names.length ? [rest] : []),
-    el("div", { class: "command" }, el("code", { title: one.command || "" }, one.command || ""), copy, reject));
-}
-function copyText(text, button) {
-  const done = () => { button.textContent = "copied"; };
-  if (navigator.clipboard && window.isSecureContext) { navigator.clipboard.writeText(text).then(done, () => select(button)); }
-  else select(button);
-}
-function select(button) {
-  // Without a clipboard (file://) the command is selected: Ctrl+C copies it.
-  const range = document.createRange();
-  range.selectNodeContents(button.parentElement.querySelector("code"));
-  getSelection().removeAllRanges();
-  getSelection().addRange(range);
-  try { if (document.execCommand("copy")) button.textContent = "copied"; } catch { button.textContent = "Ctrl+C"; }
-}
-function swipe() {
-  document.querySelectorAll("img.over").forEach((image) => { image.style.clipPath = `inset(0 0 0 ${chosen.swipe}%)`; });
-}
-let shown = [];
-function draw() {
-  shown = CARDS.filter(visible);
-  $("cards").replaceChildren(...(shown.length ? shown.map(card) : [el("p", { class: "empty" }, "No card matches.")]));
-  $("shown").textContent = `${shown.length} of ${CARDS.length}; keys: j, k, x`;
-  swipe();
-  focusCard();
-}
-function focusCard() {
-  document.querySelectorAll(".card").forEach((node, k) => node.classList.toggle("current", k === current));
-}
-function mark(one) {
-  if (marks.has(key(one))) marks.delete(key(one));
-  else marks.set(key(one), { scene: one.scene, t: one.t, token: one.token || "", by: "reviewer",
-    reason: badNames(one).join(", ") || one.why, fingerprints: one.fingerprints || {} });
-  tray();
-  draw();
-}
-function tray() {
-  $("tray").hidden = !marks.size;
-  $("tray").firstElementChild.textContent = `${marks.size} keyframe${marks.size === 1 ? "" : "s"} rejected`;
-}
-function exclusions() {
-  return JSON.stringify({ schema: "occflow.exclusions", schema_version: 1, store: RESULT.store, frames: [...marks.values()] }, null, 1);
-}
-async function save() {
-  if (DATA.served) {
-    const reply = await fetch("api/exclusions", { method: "POST", headers: { "Content-Type": "application/json" }, body: exclusions() });
-    const text = await reply.text();
-    $("tray").firstElementChild.textContent = reply.ok ? JSON.parse(text).message : `not written: ${text}`;
-    return;
-  }
-  const link = el("a", { href: URL.createObjectURL(new Blob([exclusions()], { type: "application/json" })), download: "exclusions.json" });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}
-document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || ["INPUT", "SELECT"].includes(event.target.tagName)) return;
-  if (event.key === "j" || event.key === "k") {
-    current = Math.min(shown.length - 1, Math.max(0, current + (event.key === "j" ? 1 : -1)));
-    focusCard();
-    const node = document.querySelectorAll(".card")[current];
-    if (node) node.scrollIntoView({ block: "center" });
-  } else if (event.key === "x" && shown[current]) mark(shown[current]);
-});
-$("export").addEventListener("click", save);
-head(); checks(); against(); residual(); lidar(); filters(); coverage(); provenance(); draw();

@@ -275,25 +275,33 @@ def street() -> type[Street]:
     return Street
 
 
+STREET = StoreAttributes(
+    dataset="street",
+    cameras=CAMERAS,
+    classes=("car",),
+    network_size=SIZE,
+    render_size=SIZE,
+    keyframe_interval_s=0.25,
+    block_keyframes=1000,
+)
+
+
+@pytest.fixture(scope="session")
+def write() -> Callable[[Path, dict[str, tuple[SceneTable, Arrays]]], Path]:
+    """A function that writes a store of streets."""
+    return lambda path, scenes: write_store(path, STREET, scenes)
+
+
 @pytest.fixture(scope="session")
 def clean_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two streets with exact cues and truth; read-only for all tests."""
     path = tmp_path_factory.mktemp("street") / "store.zarr"
-    attributes = StoreAttributes(
-        dataset="street",
-        cameras=CAMERAS,
-        classes=("car",),
-        network_size=SIZE,
-        render_size=SIZE,
-        keyframe_interval_s=0.25,
-        block_keyframes=1000,
-    )
     streets = {f"street-{k}": Street(seed=k) for k in range(2)}
     cues = {name: street.cues() for name, street in streets.items()}
-    write_store(path, attributes, {name: (s.table(), cues[name]) for name, s in streets.items()})
+    write_store(path, STREET, {name: (s.table(), cues[name]) for name, s in streets.items()})
     write_store(
         Path(str(truth_path(path))),
-        replace(attributes, kind="truth", occupancy_grid={"lower": [0.0] * 3, "upper": [1.0] * 3, "shape": [1] * 3}),
+        replace(STREET, kind="truth", occupancy_grid={"lower": [0.0] * 3, "upper": [1.0] * 3, "shape": [1] * 3}),
         {name: (s.table(), s.truth(cues[name])) for name, s in streets.items()},
     )
     return path

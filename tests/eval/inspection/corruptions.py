@@ -45,10 +45,57 @@ def masks_shifted(table: SceneTable, arrays: Arrays) -> SceneTable:
     return table
 
 
+def instances_dropped(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Every second keyframe lacks its masks."""
+    arrays["masks"]["masks/instance"][1::2] = 0
+    arrays["masks"]["masks/table"][1::2] = 0
+    return table
+
+
+def lidar_turned(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """The LiDAR's points are turned by one degree about the vertical."""
+    angle = np.radians(1.0)
+    points = arrays["lidar"]["lidar/points"]
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)
+    points[..., :2] = points[..., :2] @ turn.T
+    return table
+
+
+def sector_lost(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Every third sweep lacks 60 degrees on the right."""
+    x, y = from_lidar(arrays)
+    gone = np.abs(np.degrees(np.arctan2(y, x)) + 90) < 30
+    gone[np.arange(len(gone)) % 3 > 0] = False
+    arrays["lidar"]["lidar/points"][gone] = np.nan
+    return table
+
+
+def ring_lost(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """Every sixth sweep lacks what is 11 to 24 m away: near, far and in all directions there are returns. More sweeps
+    than a fifth must not, for then the squares would not be usual in the store."""
+    distance = np.hypot(*from_lidar(arrays))
+    gone = (distance > 11) & (distance < 24)
+    gone[np.arange(len(gone)) % 6 > 0] = False
+    arrays["lidar"]["lidar/points"][gone] = np.nan
+    return table
+
+
+def from_lidar(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Metres forward and to the left of the sensor, (T, N) each."""
+    points = arrays["lidar"]["lidar/points"][..., :2] - arrays["lidar"]["lidar/origin"][:, None, :2]
+    return points[..., 0], points[..., 1]
+
+
 def image_frozen(table: SceneTable, arrays: Arrays) -> SceneTable:
     """One image came twice."""
     for name in ("images", "images_length"):
         arrays["images"][name][3, 0] = arrays["images"][name][2, 0]
+    return table
+
+
+def no_flow(table: SceneTable, arrays: Arrays) -> SceneTable:
+    """One camera has no flow at keyframe 2."""
+    arrays["flow_next"]["flow/next/flow"][2, 1] = -32768
     return table
 
 

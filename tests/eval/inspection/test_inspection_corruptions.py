@@ -13,9 +13,13 @@ from tests.eval.inspection.corruptions import (
     camera_late,
     change_flow,
     image_frozen,
+    instances_dropped,
+    lidar_turned,
     masks_shifted,
     pose_shifted,
     red,
+    ring_lost,
+    sector_lost,
 )
 
 
@@ -41,30 +45,6 @@ def cameras_swapped(table: SceneTable, arrays: Arrays) -> SceneTable:
     return table
 
 
-def instances_dropped(table: SceneTable, arrays: Arrays) -> SceneTable:
-    """Every second keyframe lacks its masks."""
-    arrays["masks"]["masks/instance"][1::2] = 0
-    arrays["masks"]["masks/table"][1::2] = 0
-    return table
-
-
-def lidar_turned(table: SceneTable, arrays: Arrays) -> SceneTable:
-    """The LiDAR's points are turned by one degree about the vertical."""
-    angle = np.radians(1.0)
-    points = arrays["lidar"]["lidar/points"]
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)
-    points[..., :2] = points[..., :2] @ turn.T
-    return table
-
-
-def sector_lost(table: SceneTable, arrays: Arrays) -> SceneTable:
-    """Every third sweep lacks 60 degrees on the right."""
-    points = arrays["lidar"]["lidar/points"][::3]
-    azimuth = np.degrees(np.arctan2(points[..., 1], points[..., 0] - 0.5))
-    points[np.abs(azimuth + 90) < 30] = np.nan
-    return table
-
-
 CORRUPTIONS: dict[str, tuple[Change, set[str]]] = {
     "pose shifted by 0.3 m": (pose_shifted, {"static_bias"}),
     "camera time off by 50 ms": (camera_late, {"pose_time"}),
@@ -80,6 +60,21 @@ CORRUPTIONS: dict[str, tuple[Change, set[str]]] = {
     "one image frozen": (image_frozen, {"frozen"}),
 }
 TRUTH = {"truth_flow", "truth_masks", "truth_depth"}
+
+
+@pytest.fixture(scope="module")
+def long_store(street: type, write: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One street of 24 keyframes: in fewer sweeps, four that lack the same prove too little."""
+    one = street(keyframes=24)
+    return write(tmp_path_factory.mktemp("long") / "store.zarr", {"street-0": (one.table(), one.cues())})
+
+
+@pytest.mark.slow
+def test_a_lost_ring_of_lidar_turns_its_check_alone_red(
+    long_store: Path, corrupt: Callable[[Path, Path, Change], Path], tmp_path: Path
+) -> None:
+    assert red(long_store) == set()
+    assert red(corrupt(long_store, tmp_path / "store.zarr", ring_lost)) == {"lidar_birdseye"}
 
 
 def test_the_clean_store_has_nothing_red(clean_store: Path) -> None:

@@ -3,19 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from storage.schema import SceneTable
 from tests.eval.inspection.corruptions import (
-    Arrays,
     Change,
     camera_late,
     change_flow,
     image_frozen,
+    lidar_turned,
     masks_shifted,
     pose_shifted,
     red,
+    sector_lost,
 )
 
 pytestmark = pytest.mark.slow
@@ -48,13 +47,6 @@ def kitti_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def lidar_turned(table: SceneTable, arrays: Arrays) -> SceneTable:
-    points, angle = arrays["lidar"]["lidar/points"], np.radians(1.0)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)
-    points[..., :2] = points[..., :2] @ turn.T
-    return table
-
-
 def test_clean_frames_have_nothing_red(kitti_store: Path) -> None:
     assert red(kitti_store) == set()
 
@@ -69,9 +61,10 @@ def test_clean_frames_have_nothing_red(kitti_store: Path) -> None:
         (change_flow(1.3), {"photometric", "static_bias", "flow_round_trip"}),
         (masks_shifted, {"mask_edges"}),
         (lidar_turned, {"lidar_alignment"}),
+        (sector_lost, {"lidar_azimuth"}),
         (image_frozen, {"frozen"}),
     ],
-    ids=["pose", "time", "zeroed", "negated", "scaled", "masks", "lidar", "frozen"],
+    ids=["pose", "time", "zeroed", "negated", "scaled", "masks", "lidar", "sector", "frozen"],
 )
 def test_corruptions_are_found_in_real_frames(
     change: Change,

@@ -1,18 +1,20 @@
 """The page in a real browser: nothing goes wrong in it, filters and export work, and nothing from a store is markup."""
 
 import json
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
-from eval.inspection.gallery import cards
+from eval.inspection.gallery import cards, reopen
 from eval.inspection.page import Drawn, embedded, report_page, write_report
 from eval.inspection.run import Inspection, inspect_store
 from eval.inspection.serve import make_server
 from eval.inspection.settings import InspectionSettings
-from storage.exclusions import excluded_frames, parse_exclusions, read_exclusions
+from storage.exclusions import ExcludedFrame, excluded_frames, parse_exclusions, read_exclusions, write_exclusions
 
 HOSTILE = '"><img src=x onerror=alert(1)></script><script>window.hacked = 1</script><!--'
 
@@ -59,17 +61,87 @@ def test_filter_swipe_reject_and_export(
     assert page.run("document.querySelector('img.over').style.clipPath") == "inset(0px 0px 0px 30%)"
     page.run("document.querySelector('button.reject').click()")
     assert page.run("document.getElementById('tray').hidden") is False
-    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    marks = read_exclusions(exported(page, tmp_path))
+    assert [(m.scene, m.t) for m in marks] == [(drawn[0]["scene"], drawn[0]["t"])]
+    assert excluded_frames(inspection.inspector.reader, marks).frames == {(drawn[0]["scene"], drawn[0]["t"])}
+    assert page.errors == []
+
+
+def exported(page: Any, folder: Path) -> Path:
+    """The file that the page's export gives the browser to keep."""
+    end = folder / "exclusions.json"
+    end.unlink(missing_ok=True)
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
     page.run("document.getElementById('export').click()")
-    end = tmp_path / "exclusions.json"
     for _ in range(200):
         if end.exists():
             break
         page.run("new Promise((done) => setTimeout(done, 50))")
-    marks = read_exclusions(end)
-    assert [(m.scene, m.t) for m in marks] == [(drawn[0]["scene"], drawn[0]["t"])]
-    assert excluded_frames(inspection.inspector.reader, marks).frames == {(drawn[0]["scene"], drawn[0]["t"])}
+    return end
+
+
+def test_a_mark_is_taken_back_before_and_after_the_export(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    report, _ = write_report(inspection.result, Drawn(drawn), tmp_path)
+    page.open(report.as_uri())
+    keys = list(dict.fromkeys((card["scene"], card["t"]) for card in drawn))[:2]
+    marked = "document.querySelectorAll('button.reject.on').length"
+    for scene, t in keys:
+        page.run(f"toggle(markOf(CARDS.find((c) => c.scene === '{scene}' && c.t === {t})))")
+    page.run(f"toggle(markOf(CARDS.find((c) => c.scene === '{keys[0][0]}' && c.t === {keys[0][1]})))")
+    end = exported(page, tmp_path)
+    assert [(m.scene, m.t) for m in read_exclusions(end)] == keys[1:]
+    # Another day: the page is opened anew, goes on from the exported file, and the last mark is taken back in its list.
+    automatic = ExcludedFrame("street-0", 5, by="check:frozen")
+    write_exclusions(end, [*read_exclusions(end), automatic], "s")
+    page.open(report.as_uri())
+    page.wait("document.querySelectorAll('.card').length === 6")
+    assert page.run(marked) == 0
+    given = json.dumps(end.read_text())
+    page.run(f"load(new File([{given}], 'exclusions.json'))")
+    page.wait(f"{marked} > 0")
+    assert page.run("document.getElementById('count').textContent") == "1 keyframe rejected, 1 other mark"
+    page.run("document.querySelector('#marks button.undo').click()")
+    assert page.run(marked) == 0
+    assert page.run("document.getElementById('tray').hidden") is False, "the shorter list can be exported"
+    assert read_exclusions(exported(page, tmp_path)) == [automatic]
+    page.run("load(new File(['{}'], 'other.json'))")
+    page.wait("document.getElementById('note').textContent.includes('not a list of exclusions')")
     assert page.errors == []
+
+
+def test_a_check_lists_where_it_is_bad(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    result = json.loads(json.dumps(inspection.result))
+    check = next(one for one in result["checks"] if one["name"] == "exposure")
+    bad = [
+        {"scene": "it's a; `b`", "t": 2, "camera": 1, "value": 0.9},
+        {"scene": "s", "t": 4, "camera": -1, "value": 0.5},
+    ]
+    check |= {"bad": 3, "state": "warn", "worst": [*bad, {"scene": "s", "t": 1, "camera": 0, "value": 0.1}]}
+    report, _ = write_report(result, Drawn(drawn), tmp_path)
+    page.open(report.as_uri())
+    page.run("document.querySelector('tr[data-check=exposure]').click()")
+    rows = page.run("[...document.querySelectorAll('#affected li code')].map((node) => [node.textContent, node.title])")
+    assert [text for text, _ in rows] == ["it's a; `b` · 2 · CAM_LEFT: 0.9", "s · 4: 0.5"]
+    store = str(inspection.inspector.reader.path)
+    assert shlex.split(rows[0][1]) == shlex.split(reopen(store, "it's a; `b`", 2, "CAM_LEFT"))
+    assert "the worst 2 of 3" in page.run("document.querySelector('#affected h3').textContent")
+    page.run("document.querySelector('tr[data-check=exposure]').click()")
+    assert page.run("document.getElementById('affected').hidden") is True
+    assert page.errors == []
+
+
+def test_no_width_makes_the_page_scroll_sideways(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    report, _ = write_report(inspection.result, Drawn(drawn), tmp_path)
+    page.open(report.as_uri())
+    for width in (1400, 800, 390):
+        page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        assert page.run("document.documentElement.scrollWidth <= innerWidth"), width
 
 
 def test_another_store_is_shown_side_by_side(
@@ -151,8 +223,52 @@ def test_every_keyframe_can_be_browsed_and_rejected(
         page.run("reject()")
         marks = read_exclusions(tmp_path / "exclusions.json")
         assert [(m.scene, m.t, m.by) for m in marks] == [("street-0", 4, "reviewer")]
+        assert page.run("document.getElementById('reject').textContent") == "rejected: take back"
+        page.run("document.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowLeft' }))")
+        assert page.run("document.getElementById('reject').textContent") == "reject keyframe"
         assert page.run("document.getElementById('legend').naturalWidth") > 100
+        # The report of the same server knows the mark; the browsing page takes it back at the address it was made at.
+        page.open(f"http://127.0.0.1:{server.server_address[1]}/")
+        page.wait("document.getElementById('count').textContent === '1 keyframe rejected'")
+        assert page.run("document.getElementById('export').hidden") is True
+        page.open(f"http://127.0.0.1:{server.server_address[1]}/browse#scene=street-0&t=4&camera=CAM_LEFT")
+        page.wait("document.getElementById('reject').classList.contains('on') && now !== null")
+        assert page.run("document.getElementById('title').textContent") == "street-0 · keyframe 4 of 0–5 · CAM_LEFT"
+        page.run("document.dispatchEvent(new KeyboardEvent('keydown', { key: 'x' }))")
+        page.wait("document.getElementById('count').textContent === 'No keyframes rejected'")
+        assert read_exclusions(tmp_path / "exclusions.json") == []
+        assert page.run("document.getElementById('reject').classList.contains('on')") is False
         assert page.errors == []
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_the_served_report_writes_and_takes_back_at_once(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    server = make_server(inspection, Drawn(drawn), tmp_path)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        page.open(f"http://127.0.0.1:{server.server_address[1]}/")
+        page.run("document.querySelector('button.reject').click()")
+        page.wait("document.getElementById('count').textContent === '1 keyframe rejected'")
+        first = drawn[0]
+        marks = read_exclusions(tmp_path / "exclusions.json")
+        assert [(m.scene, m.t, m.token) for m in marks] == [(first["scene"], first["t"], first["token"])]
+        link = page.run("document.querySelector('.card header a').getAttribute('href')")
+        assert parse_qs(link.partition("#")[2])["scene"] == [first["scene"]]
+        page.run("document.querySelector('button.reject.on').click()")
+        page.wait("document.getElementById('count').textContent === 'No keyframes rejected'")
+        assert read_exclusions(tmp_path / "exclusions.json") == []
+        # Who cannot be written to is said so, and nothing looks rejected that is not.
+        (tmp_path / "exclusions.json").write_text("no marks")
+        page.run("document.querySelector('button.reject').click()")
+        page.wait("document.getElementById('note').textContent.startsWith('Not written')")
+        assert page.run("document.querySelectorAll('button.reject.on').length") == 0
+        assert len(page.errors) == 1, "the refused request alone"
     finally:
         server.shutdown()
         server.server_close()

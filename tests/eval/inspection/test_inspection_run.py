@@ -14,8 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from eval.inspection.catalogue import BY_NAME, CHECKS
-from eval.inspection.compare import compare
-from eval.inspection.drift import NAMED, Drift
+from eval.inspection.frame_sheet import value_lines as lines
 from eval.inspection.gallery import cards, reopen
 from eval.inspection.measure import RIG
 from eval.inspection.reject import automatic
@@ -23,23 +22,16 @@ from eval.inspection.report import beside, make_report
 from eval.inspection.run import Inspector, inspect_store
 from eval.inspection.sampling import sample_keyframes
 from eval.inspection.settings import InspectionSettings, Threshold, load_settings
-from eval.inspection.side_by_side import pair_cards
 from eval.inspection.tally import KEPT_WORST, Spread, Tally
 from eval.inspection.verdict import CHANCE, LEAST_OF_CAMERA, check_result, state_of, too_many
 from eval.rules import EvaluationError
 from storage.exclusions import ExcludedFrame, excluded_by, read_exclusions, write_exclusions
 from storage.reader import StoreReader
 from storage.schema import SceneTable
+from tests.eval.inspection.corruptions import Arrays, no_flow
 
 ONE = ("street-0",)
-Arrays = dict[str, dict[str, np.ndarray]]
 Corrupt = Callable[[Path, Path, Callable[[SceneTable, Arrays], SceneTable]], Path]
-
-
-def no_flow(table: SceneTable, arrays: Arrays) -> SceneTable:
-    """One camera has no flow at keyframe 2."""
-    arrays["flow_next"]["flow/next/flow"][2, 1] = -32768
-    return table
 
 
 def test_every_check_is_explained() -> None:
@@ -175,83 +167,6 @@ def test_damage_is_reported_and_the_rest_inspected(clean_store: Path, corrupt: C
     assert {c["name"]: c["state"] for c in found["checks"]}["coverage"] == "fail"
 
 
-@pytest.mark.slow
-def test_paired_comparison(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
-    path = corrupt(clean_store, tmp_path / "store.zarr", no_flow)
-    found = compare(inspect_store(path, InspectionSettings(scenes=ONE)), clean_store).result
-    rows = {row["name"]: row for row in found["checks"]}
-    assert found["keyframes"] == 6
-    newly = rows["flow_valid"]["newly_bad"]
-    assert newly["count"] == 1
-    assert [(f["scene"], f["t"], f["camera"]) for f in newly["frames"]] == [("street-0", 2, "CAM_LEFT")]
-    assert rows["photometric"]["median_difference"] == 0
-    assert not any(row["worse"] or row["better"] for row in rows.values())
-
-
-def test_drifts_keep_what_moved_farthest_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.inspection.drift.KEPT_PAIRS", 500)
-    drift = Drift(BY_NAME["flow_valid"], InspectionSettings())  # low is bad, limit 0.1
-    for k in range(1000):
-        drift.add("s", k, 0, own=0.5, other=0.5 + (k % 100) * 1e-3, other_t=k)
-    drift.add("s", 7, 1, own=0.05, other=0.3, other_t=9)
-    drift.add("s", 8, 1, own=0.9, other=0.05, other_t=8)
-    drift.close()
-    assert (drift.count, len(drift.kept), len(drift.moved)) == (1002, 500, NAMED)
-    assert (drift.newly_bad, drift.newly_good) == (1, 1)
-    assert [(p.t, p.other_t, p.own) for p in drift.spoilt] == [(7, 9, 0.05)]
-    assert drift.moved[0] == drift.spoilt[0]
-    assert drift.moved[1].moved == pytest.approx(0.099)
-    found = drift.result(("A", "B"))
-    assert found["worse"]
-    assert found["median_difference"] == pytest.approx(-0.0495, abs=0.01)
-    few = Drift(BY_NAME["flow_valid"], InspectionSettings())
-    few.add("s", 0, 0, own=0.2, other=0.9, other_t=0)
-    assert not few.result(("A",))["worse"]
-    assert found["newly_bad"]["frames"] == [{"scene": "s", "t": 7, "camera": "B", "own": 0.05, "other": 0.3}]
-
-
-def test_both_stores_are_drawn_side_by_side(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
-    path = corrupt(clean_store, tmp_path / "store.zarr", no_flow)
-    inspection = inspect_store(path, InspectionSettings(scenes=ONE, worst=3, thumbnail=80))
-    comparison = compare(inspection, clean_store)
-    found = pair_cards(inspection, comparison)
-    first = found[0]
-    assert (first["check"], first["scene"], first["t"], first["camera"]) == ("flow_valid", "street-0", 2, "CAM_LEFT")
-    assert first["own"] == 0 < first["other"]
-    assert first["pictures"]["flow"] != first["other_pictures"]["flow"]
-    assert first["pictures"]["image"] == first["other_pictures"]["image"]
-    assert shlex.split(first["other_command"])[2:] == [
-        str(clean_store), "--scene", "street-0", "--frame", "2", "--camera", "CAM_LEFT"
-    ]  # fmt: skip
-    assert len({(card["scene"], card["t"], card["camera"]) for card in found}) == len(found)
-
-
-@pytest.mark.slow
-def test_a_store_does_not_differ_from_itself(clean_store: Path) -> None:
-    inspection = inspect_store(clean_store, InspectionSettings(scenes=ONE, every=True))
-    comparison = compare(inspection, clean_store)
-    assert pair_cards(inspection, comparison) == []
-    names = {row["name"]: row for row in comparison.result["checks"]}
-    assert all(row["low"] == row["high"] == 0 for row in names.values())
-    assert {"mask_edges", "mask_count", "lidar_level", "truth_masks", "pose_jump", "pose_time"} <= set(names)
-    assert names["mask_edges"]["pairs"] == 1
-    assert names["pose_jump"]["pairs"] == 4
-
-
-@pytest.mark.slow
-def test_a_store_that_is_worse_everywhere_says_so(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
-    def zeroed(table: SceneTable, arrays: Arrays) -> SceneTable:
-        stored = arrays["flow_next"]["flow/next/flow"]
-        stored[stored != -32768] = 0
-        return table
-
-    path = corrupt(clean_store, tmp_path / "store.zarr", zeroed)
-    worse = compare(inspect_store(path, InspectionSettings(sample=6)), clean_store).result
-    assert {row["name"] for row in worse["checks"] if row["worse"]} >= {"photometric", "static_bias"}
-    better = compare(inspect_store(clean_store, InspectionSettings(sample=6)), path).result
-    assert {row["name"] for row in better["checks"] if row["better"]} >= {"photometric", "static_bias"}
-
-
 def test_automatic_exclusions(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
     path = corrupt(clean_store, tmp_path / "store.zarr", no_flow)
     settings = InspectionSettings(scenes=ONE, every=True, checks={"flow_valid": Threshold(exclude=True)})
@@ -298,6 +213,24 @@ def test_the_command(clean_store: Path, tmp_path: Path) -> None:
     wrong = run.invoke(app, ["inspect", str(clean_store), "--scene", "street-0", "--frame", "99"])
     assert wrong.exit_code == 2
     assert run.invoke(app, ["inspect", str(clean_store), "--frame", "1"]).exit_code == 2
+    assert run.invoke(app, ["inspect", str(clean_store), "--scene", "x", "--frame", "1"]).exit_code == 2
+
+
+def test_a_sheet_judges_by_what_is_usual_in_the_whole_store(
+    clean_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval.inspection import frame_sheet
+    from occflow import app
+
+    told: list[list[str]] = []
+    monkeypatch.setattr(frame_sheet, "value_lines", lambda *a: told.append(lines(*a)) or told[-1])
+    done = CliRunner().invoke(
+        app, ["inspect", str(clean_store), "--scene", "street-1", "--frame", "2", "--out", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.output
+    inspector = Inspector.open(clean_store, InspectionSettings())
+    values = inspector.all_values(inspector.keyframe("street-1", 2))
+    assert told == [lines(values, c, InspectionSettings()) for c in range(2)]
 
 
 @pytest.mark.slow
@@ -351,14 +284,20 @@ def test_where_the_page_goes() -> None:
     assert beside("s3://bucket/a/big.zarr") == Path("big.inspection")
 
 
-def test_the_end_of_an_extraction(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
-    from pipelines.inspection import inspect_made, markdown
+def test_the_end_of_an_extraction(
+    clean_store: Path, corrupt: Corrupt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.inspection import inspect_made, leave_inspection, markdown
 
     path = corrupt(clean_store, tmp_path / "a b<x>.zarr", lambda table, arrays: table)
     text = markdown(inspect_made(path, sample=2))
     assert "from 2 of 12 keyframes. Failing: none." in text
     assert "a%20b%3Cx%3E.inspection/inspection.html" in text
     assert markdown(inspect_made(tmp_path / "none.zarr")).startswith("no inspection: ")
+    left: dict[str, str] = {}
+    monkeypatch.setattr("prefect.artifacts.create_markdown_artifact", lambda **artifact: left.update(artifact))
+    assert leave_inspection(path, sample=2) == f"labels: warn, {tmp_path / 'a b<x>.inspection' / 'inspection.html'}"
+    assert (left["key"], left["markdown"]) == ("inspection", text)
 
 
 def test_values_that_are_nan_do_not_count() -> None:

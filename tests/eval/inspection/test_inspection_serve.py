@@ -15,7 +15,7 @@ from eval.inspection.run import inspect_store
 from eval.inspection.serve import make_server
 from eval.inspection.settings import InspectionSettings
 from eval.rules import EvaluationError
-from storage.exclusions import read_exclusions
+from storage.exclusions import ExcludedFrame, read_exclusions, write_exclusions
 
 Ask = Callable[..., tuple[int, bytes]]
 
@@ -124,6 +124,48 @@ def test_marks_are_checked_and_merged(ask: Ask, folder: Path) -> None:
     assert ask("/api/exclusions", {"Content-Type": "text/plain"}, json.dumps(content))[0] == 400
     assert ask("/elsewhere", JSON, json.dumps(content))[0] == 400
     assert ask("/api/exclusions", JSON | {"Content-Length": str(2**40)}, "{}")[0] == 413
+
+
+def test_marks_are_taken_back(ask: Ask, folder: Path) -> None:
+    path = folder / "exclusions.json"
+    automatic = ExcludedFrame("street-0", 3, by="check:frozen")
+    old = ExcludedFrame("street-1", 4, "token1-4", fingerprints={"images": "of earlier images"})
+    write_exclusions(path, [automatic, old], "s")
+    mark = {"scene": "street-0", "t": 3, "token": "token0-3"}
+    content = {"schema": "occflow.exclusions", "schema_version": 1, "store": "s", "frames": [mark]}
+    status, body = ask("/api/exclusions", JSON, json.dumps(content))
+    assert status == 200
+    assert {(m.t, m.by) for m in read_exclusions(path)} == {(3, "reviewer"), (3, "check:frozen"), (4, "reviewer")}
+    assert json.loads(body) == json.loads(ask("/api/exclusions")[1])
+    stale = {(m["t"], m["by"]): m["stale"] for m in json.loads(body)["frames"]}
+    assert stale == {
+        (3, "reviewer"): "",
+        (3, "check:frozen"): "",
+        (4, "reviewer"): "made anew since it was marked: images",
+    }
+    for _ in range(2):  # the second time it is gone already
+        status, body = ask("/api/withdrawals", JSON, json.dumps(content))
+        assert status == 200
+        assert [(m["t"], m["by"]) for m in json.loads(body)["frames"]] == [(3, "check:frozen"), (4, "reviewer")]
+        assert read_exclusions(path) == [automatic, old]
+    gone = {"frames": [{"scene": "street-1", "t": 4}, {"scene": "street-0", "t": 3, "by": "check:frozen"}]}
+    assert json.loads(ask("/api/withdrawals", JSON, json.dumps(content | gone))[1])["frames"] == []
+    assert read_exclusions(path) == []
+
+
+def test_withdrawals_are_as_guarded_as_marks(ask: Ask, folder: Path) -> None:
+    write_exclusions(folder / "exclusions.json", [ExcludedFrame("street-0", 3)], "s")
+    content = {"schema": "occflow.exclusions", "schema_version": 1, "frames": [{"scene": "street-0", "t": 3}]}
+    assert ask("/api/withdrawals", JSON | {"Origin": "http://evil.example"}, json.dumps(content))[0] == 403
+    assert ask("/api/withdrawals", {"Content-Type": "text/plain"}, json.dumps(content))[0] == 400
+    assert ask("/api/withdrawals", JSON, json.dumps(content | {"schema_version": 7}))[0] == 400
+    assert ask("/api/withdrawals")[0] == 404, "reading changes nothing"
+    assert len(read_exclusions(folder / "exclusions.json")) == 1
+    (folder / "exclusions.json").write_text("no marks")
+    assert ask("/api/exclusions")[0] == 500
+    assert ask("/api/withdrawals", JSON, json.dumps(content))[0] == 400
+    assert (folder / "exclusions.json").read_text() == "no marks", "what it cannot read it does not overwrite"
+    (folder / "exclusions.json").unlink()
 
 
 def test_an_address_that_is_not_this_machines(clean_store: Path, tmp_path: Path) -> None:
