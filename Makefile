@@ -28,8 +28,10 @@ demo: $(STAMP)
 ablate: $(STAMP)
 	$(BIN)/python occflow_ablate.py $(ARGS)
 
+# Files of tests side by side, one process a core and one thread each; TESTERS=0 runs them one after the other.
+TESTERS ?= 2
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TESTERS) --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
