@@ -84,6 +84,7 @@ class _Known:
         prefix = TRUTH if truth else ""
         self._under_way = {name for run in runs if run.running for name in run.planned}
         self._name = lambda unit: f"{prefix}{unit}"
+        self._planned = {name for run in runs for name in run.planned}
 
     def rows(self) -> list[StatusRow]:
         """All rows."""
@@ -135,6 +136,9 @@ class _Known:
         for unit, reason in failed.items():
             by_reason.setdefault(reason, []).append(unit.block)
         lines = [f"failed ({_spans(numbers)}): {reason}" for reason, numbers in by_reason.items()]
+        known = self.units.keys() | self.damaged.keys() | failed.keys()
+        if not any(unit in known or self._name(unit) in self._planned for unit in units):
+            lines.append("no run was asked for it")
         if absent and found:
             lines.append(f"{len(absent)} of {len(units)} blocks not committed ({_spans(absent)})")
         waiting = [u.block for u in units if u.block in absent and u not in failed and self._name(u) in self._under_way]

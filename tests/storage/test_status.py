@@ -28,7 +28,7 @@ def test_partial_and_missing_tell_which_blocks_and_why(store: CueStore, tiny: Si
     row = rows["a", "masks"]
     assert (row.state, row.committed, row.blocks, row.frames) == ("partial", 1, 3, 2)
     assert row.why == "2 of 3 blocks not committed (1-2); keyframe 1, CAM_BACK: truncated JPEG, skipped"
-    assert rows["a", "lidar"] == StatusRow("a", "lidar", "missing", 0, 3, 0, 0, "")
+    assert rows["a", "lidar"] == StatusRow("a", "lidar", "missing", 0, 3, 0, 0, "no run was asked for it")
 
 
 def test_spans_of_missing_blocks(store: CueStore, tiny: SimpleNamespace) -> None:
