@@ -13,6 +13,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pipelines.config import ConfigError, CuesConfig
 from pipelines.prefect_home import PrefectError, quiet_prefect
 
+_ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
+"""Of a run's processes. Prefect starts some of them as a script of its folder `runner`, which Python then puts first on
+the path, and a `storage.py` there hides this project's `storage`: after each cancelling the worker told of a missing
+module."""
+
 
 @dataclass(frozen=True)
 class Deployed:
@@ -118,7 +123,7 @@ def _register(
         work_pool_name=pool,
         schedules=schedules,
         parameters=parameters,
-        job_variables={} if image is None else {"image": image},
+        job_variables={"env": _ENVIRONMENT} | ({} if image is None else {"image": image}),
         description=f"Cues of {config.dataset.kind} at {config.dataset.root} into {config.store}",
         tags=["occflow"],
         # The workers' own installation holds the flow: there is no code to fetch, and no folder to start in.

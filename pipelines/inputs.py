@@ -8,7 +8,6 @@ content is the same, nothing is redone.
 
 import hashlib
 import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -21,9 +20,10 @@ from jaxtyping import UInt8
 from pipelines.config import json_digest
 from pipelines.datasets.files import load_image
 from pipelines.datasets.records import CameraImage, DataError, Frame, LidarSweep, Log, Scene
+from storage import files
+from storage.asides import INPUTS, seal, unseal
 from storage.backend import backend
-from storage.errors import StoreError
-from storage.location import Location, ObjectPath
+from storage.location import Location
 
 _IMAGE_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 """First bytes of JPEG and PNG files and the marker that ends a whole one: decoders fill a cut file with grey."""
@@ -85,7 +85,7 @@ def _record_facts(scene: Scene) -> list[object]:
 
 def facts_file(store: Location, scene: str) -> Location:
     """Where the digests of a scene's raw files are kept."""
-    return store / "inputs" / f"{scene}.json"
+    return store / INPUTS / f"{scene}.json"
 
 
 def known_inputs(scene: Scene, root: Path, kept: Location) -> SceneInputs | None:
@@ -173,7 +173,7 @@ def image_fault(path: Path, data: bytes) -> str | None:
 
 def _load_facts(kept: Location, root: Path) -> dict[Path, FileFacts]:
     try:
-        rows = json.loads(backend(kept.parent).get(kept.name))
+        rows = json.loads(unseal(backend(kept.parent).get(kept.name).removesuffix(b"\n")))
         return {root / path: FileFacts(**facts) for path, facts in rows.items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}
@@ -184,20 +184,11 @@ def _save_facts(inputs: SceneInputs, root: Path, kept: Location) -> None:
         str(path.relative_to(root) if path.is_relative_to(root) else path): asdict(facts)
         for path, facts in inputs.files.items()
     }
-    content = json.dumps(rows)
-    if isinstance(kept, ObjectPath):
-        backend(kept.parent).replace({kept.name: content.encode()})
-        return
-    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.{threading.get_ident()}")
+    store = kept.parent.parent
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content)
-        os.replace(temporary, kept)
+        backend(store).replace({f"{INPUTS}/{kept.name}": seal(json.dumps(rows).encode())})
     except OSError as error:
-        raise StoreError(
-            f"{kept}: cannot be written ({error.strerror}); make room on the disk or permit writing there, then run "
-            "again: what is committed stays"
-        ) from error
+        raise files.explain(error, store, "keeping what is known of raw files") from error
 
 
 class ImageCache:

@@ -141,6 +141,8 @@ class ChunkReader:
 
     def _ahead(self, record: CommitRecord, name: str, t: int, slot: int | None) -> None:
         entry = record.shard(name)
+        if (entry.key, t) in self._small:  # decoded and kept: nothing of it will be read
+            return
         shard = self._open(record, entry)
         for row in rows(entry, t - record.frames[0], slot):
             shard.ahead(row)

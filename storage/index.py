@@ -110,13 +110,16 @@ def _stamps(root: Location) -> dict[str, list[Any]]:
 
 def _read_index(root: Location) -> dict[str, list[Any]]:
     """The index's entries, none when there is no index, or not a whole one of this format."""
-    try:
-        head, body = backend(root).get(INDEX).split(b"\n", 1)
-        if head.decode() == f"{_FORMAT} {hashlib.sha256(body).hexdigest()}":
-            return json.loads(body)
-    except (OSError, ValueError):
-        pass
+    with contextlib.suppress(OSError, ValueError):
+        body = index_body(backend(root).get(INDEX))
+        return json.loads(body) if body is not None else {}
     return {}
+
+
+def index_body(content: bytes) -> bytes | None:
+    """The entries in an index's file, None unless it is a whole one of this format."""
+    head, _, body = content.partition(b"\n")
+    return body if head == f"{_FORMAT} {hashlib.sha256(body).hexdigest()}".encode() else None
 
 
 def _write_index(root: Location, entries: dict[str, list[Any]]) -> None:

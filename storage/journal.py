@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from storage.asides import RUNS, seal, unseal
 from storage.location import Location
 
-RUNS = "commits/.runs"
 KEPT = 50
 """Journals kept; the oldest go first, but none of a run that goes on."""
 _LONGEST = 2000
@@ -65,7 +65,7 @@ class RunJournal:
     def _write(self, **entry: Any) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):
-                os.write(self._file, json.dumps({"at": time.time(), **entry}).encode() + b"\n")
+                os.write(self._file, seal(json.dumps({"at": time.time(), **entry}).encode()))
 
 
 @dataclass
@@ -106,7 +106,7 @@ def _read(path: Path) -> RunLog | None:
     log: RunLog | None = None
     for line in path.read_bytes().splitlines():
         try:
-            entry = json.loads(line)
+            entry = json.loads(unseal(line))
             if entry["kind"] == "run":
                 log = RunLog(entry["at"], frozenset(entry["planned"]), where=f"{entry['host']}, process {entry['pid']}")
             elif log is not None and entry["kind"] == "failed":
@@ -114,7 +114,7 @@ def _read(path: Path) -> RunLog | None:
             elif log is not None and entry["kind"] == "end":
                 log.end = entry["how"]
         except (ValueError, KeyError, TypeError):
-            continue  # a line that a kill or a full disk cut off
+            continue  # a line that a kill or a full disk cut off, or that changed since
     if log is not None and not log.end:
         log.running = _is_held(path)
     return log

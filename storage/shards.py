@@ -23,6 +23,7 @@ LEAST_BUFFER = 1 << 20
 """Bytes that a thread's memory for reading has from the beginning."""
 
 
+_PROBE = bytearray(1)
 _scratch = threading.local()
 
 
@@ -53,15 +54,16 @@ def rows(entry: ShardEntry, frame: int, slot: int | None = None) -> range:
     return range(number // width, -(-(number + count) // width))
 
 
-def _span(index: np.ndarray, entry: ShardEntry, row: int) -> tuple[int, int]:
-    """Where the chunks of a row lie: one after another, as they were written. Empty where it has none."""
-    width = _per_row(entry)
-    part = index[row * width : (row + 1) * width]
-    part = part[part[:, 0] != EMPTY]
-    if not len(part):
-        return 0, 0
-    first, last = int(part[:, 0].min()), int((part[:, 0] + part[:, 1]).max())
-    return first, min(last, entry.size)
+def _spans(index: np.ndarray, entry: ShardEntry) -> list[tuple[int, int]]:
+    """Where the chunks of each row lie: one after another, as they were written. (0, 0) where a row has none.
+
+    All at once, when a shard is opened: asked for row by row they cost a twentieth of reading a sample.
+    """
+    starts, lengths = np.moveaxis(index.reshape(-1, _per_row(entry), 2), -1, 0)
+    there = starts != EMPTY
+    first = np.where(there, starts, np.uint64(entry.size)).min(1)
+    last = np.minimum(np.where(there, starts + lengths, np.uint64(0)).max(1), np.uint64(entry.size))
+    return [(low, high) if high > low else (0, 0) for low, high in zip(first.tolist(), last.tolist(), strict=True)]
 
 
 class LocalShard:
@@ -69,8 +71,8 @@ class LocalShard:
 
     def __init__(self, path: Path, entry: ShardEntry) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._entry = entry
         self.index: np.ndarray = np.empty((0, 2), np.uint64)
+        self._spans: list[tuple[int, int]] = []
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -85,6 +87,7 @@ class LocalShard:
         """Read the index. Raises StoreDamage, OSError."""
         length = index_size(_chunks(entry))
         self.index = decode_index(os.pread(self._descriptor, length, entry.size - length))
+        self._spans = _spans(self.index, entry)
 
     def read(self, number: int, offset: int, length: int) -> memoryview:
         """The bytes of chunk `number`, which lie there; valid until this thread reads again."""
@@ -92,10 +95,17 @@ class LocalShard:
         return view[: os.preadv(self._descriptor, [view], offset)]
 
     def ahead(self, row: int) -> None:
-        """Have the kernel read a row that will be wanted, where it is not in memory; does not wait."""
-        first, last = _span(self.index, self._entry, row)
-        if last > first and hasattr(os, "posix_fadvise"):
+        """Have the kernel read a row that will be wanted, where its end is not in memory; does not wait."""
+        first, last = self._spans[row]
+        if last > first and hasattr(os, "posix_fadvise") and not self._in_memory(last - 1):
             os.posix_fadvise(self._descriptor, first, last - first, os.POSIX_FADV_WILLNEED)
+
+    def _in_memory(self, at: int) -> bool:
+        """Whether a read of that byte would not wait. Advising a row that is there looks at each of its pages."""
+        try:
+            return os.preadv(self._descriptor, [_PROBE], at, os.RWF_NOWAIT) == 1
+        except (AttributeError, OSError):  # it would wait, or this system cannot say
+            return False
 
 
 class RowCache:
@@ -144,6 +154,7 @@ class RemoteShard:
         self._start = 0 if whole or entry.size <= WHOLE_SHARD else entry.size - index_size(_chunks(entry))
         self._tail = self.request(self._start, entry.size - self._start)
         self.index: np.ndarray = np.empty((0, 2), np.uint64)
+        self._spans: list[tuple[int, int]] = []
 
     def size(self) -> int | None:
         """Its committed size: nothing else ever comes to lie under this key, and a removed object answers so."""
@@ -154,6 +165,7 @@ class RemoteShard:
         if len(self._tail) != entry.size - self._start:
             raise StoreDamage(f"{entry.size} bytes were committed, but fewer are there")
         self.index = decode_index(self._tail[-index_size(_chunks(entry)) :])
+        self._spans = _spans(self.index, entry)
 
     def request(self, offset: int, length: int) -> bytes:
         """Bytes of the object. Raises FileNotFoundError, ObjectStoreError."""
@@ -164,7 +176,7 @@ class RemoteShard:
         if offset >= self._start:
             return self._tail[offset - self._start : offset - self._start + length]
         row = number // _per_row(self._entry)
-        first, last = _span(self.index, self._entry, row)
+        first, last = self._spans[row]
         if last - first > ROW:
             return self.request(offset, length)
         data = self._rows.get(self, row, first, last - first)
@@ -172,6 +184,6 @@ class RemoteShard:
 
     def ahead(self, row: int) -> None:
         """Fetch a row that will be wanted. Raises as `read`."""
-        first, last = _span(self.index, self._entry, row)
+        first, last = self._spans[row]
         if first < self._start and last - first <= ROW:
             self._rows.get(self, row, first, last - first)

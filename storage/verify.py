@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import files
+from storage.asides import damaged_asides
 from storage.attributes import parse_attributes, read_attributes
 from storage.backend import LocalBackend, ObjectBackend, backend
 from storage.chunks import ChunkReader
@@ -41,7 +42,7 @@ class Finding:
         kind: `schema` (another schema version), `root` (root zarr.json or its copy), `record` (undecodable or
             misplaced record), `missing`, `size`, `digest` (a shard against its record), `metadata` (a zarr.json),
             `chunk` (does not decode), `value` (decodes, but breaks a rule), `orphan` (data without a record),
-            `temporary` (left by a killed writer).
+            `temporary` (left by a killed writer), `aside` (facts of raw files, index or journal, not whole).
         path: the file.
         detail: what was found and what was expected.
         unit: the unit concerned, where there is one.
@@ -76,6 +77,7 @@ def verify(path: str | Path | ObjectPath, *, decode: bool = True) -> list[Findin
             found.extend(_verify_unit(root, root / "commits" / name, source, decode))
     found.extend(_orphans(root, attributes))
     found.extend(_temporaries(root))
+    found.extend(Finding("aside", root / key, detail) for key, detail in damaged_asides(root))
     return found
 
 
@@ -220,8 +222,8 @@ def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[U
     """Put right what can be put right without extracting anything, and take back the units that cannot.
 
     Restored in place: the root, and zarr.json files whose content follows from the record. Removed: data without a
-    record, what killed writers left. Taken back (record first, then data, so that the next `occflow cues` makes them
-    again): units with a damaged record, shard, chunk or value. Findings of kind `schema` are left alone.
+    record, what killed writers left, asides that are not whole. Taken back (record first, then data, so that the next
+    `occflow cues` makes them again): units with a damaged record, shard, chunk or value. Kind `schema` is left alone.
 
     Returns:
         The units taken back, sorted.
@@ -242,6 +244,7 @@ def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[U
     for unit in sorted(taken):
         store.discard(unit)
     store.sweep_temporaries()
+    backend(root).delete(_key(root, finding.path) for finding in listed if finding.kind == "aside")
     for scene in sorted({_key(root, f.path).split("/")[1] for f in listed if f.kind == "orphan"}):
         store.collect(scene)
     return sorted(taken)

@@ -12,7 +12,8 @@ clean pages are dropped by posix_fadvise(POSIX_FADV_DONTNEED) before every sampl
 hypervisor's own cache stays warm), milliseconds by the clock. `bucket`: the same store behind an S3 server (moto, one
 Python process on loopback: it is the larger part of that row). `loader`: PyTorch's DataLoader with spawned workers: a
 sample that is there already handed over tensor by tensor, then as training does it, then with the reading; on the clock
-and in CPU time of the process that trains.
+and in CPU time of the process that trains. `scaling`: as many processes at once as there are cores, against decoding
+from memory in as many.
 
 The peers' interpreter, once:
 
@@ -42,6 +43,7 @@ from pathlib import Path
 from store_loader import hand_over, sample_bytes, tensor_by_tensor, training_loader
 from store_peers import FORMATS, Body, cpu_ms, decode, one_thread, tree_bytes, write_samples
 from store_samples import Sample, bodies, forget, ours, plain_files, plan_samples, used_bytes, zarr_python
+from store_scaling import scaling_rows
 
 from storage.commit import record_units
 from storage.layout import INIT, UnitId
@@ -50,6 +52,7 @@ from storage.store import CueStore, Provenance
 
 Read = Callable[[int], object]
 MB = 1e6
+TABLES = ("warm", "peers", "cold", "bucket", "loader", "scaling")
 
 
 def make_store(folder: Path, profile: str) -> Path:
@@ -233,9 +236,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=40, help="at most so many samples")
     parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40, help="of the training loader; 0 leaves it out")
-    parser.add_argument("--only", nargs="*", choices=("warm", "peers", "cold", "bucket", "loader"), help="tables")
+    parser.add_argument("--only", nargs="*", choices=TABLES, help="tables")
     options = parser.parse_args()
-    only = options.only or ("warm", "peers", "cold", "bucket", "loader")
+    only = options.only or TABLES
     own = Path(tempfile.mkdtemp()) if options.folder is None else options.folder
     files = Path(tempfile.mkdtemp(dir=options.folder))
     one_thread()
@@ -259,6 +262,8 @@ def main() -> None:
             bucket_row(store, samples)
         if "loader" in only and options.steps:
             loader_rows(store, options.steps)
+        if "scaling" in only:
+            scaling_rows(store, samples, coded, len(os.sched_getaffinity(0)), options.passes)
     finally:
         shutil.rmtree(files)
         if options.folder is None:

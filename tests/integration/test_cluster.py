@@ -12,44 +12,12 @@ import yaml
 from storage.store import CueStore
 from storage.verify import verify
 from tests.integration import traced_cue
-from tests.integration.servers import Processes, empty_cue, free_port, wait_until
+from tests.integration.servers import Cluster, Processes, empty_cue, wait_until
 
 pytestmark = pytest.mark.slow
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SCENES, KEYFRAMES = 2, 6
-
-
-class Cluster:
-    """A Dask scheduler and workers, each a process of its own, as a user starts them."""
-
-    def __init__(self, processes: Processes, **environment: str) -> None:
-        self.processes = processes
-        self.address = f"tcp://127.0.0.1:{free_port()}"
-        port = self.address.rsplit(":", 1)[1]
-        command = ("dask", "scheduler", "--host", "127.0.0.1", "--port", port, "--dashboard-address", ":0")
-        self.scheduler = processes.start(*command, **environment)
-
-    def worker(self, *options: str) -> "subprocess.Popen[bytes]":
-        """One thread in a process of its own, with a nanny that starts it again."""
-        return self.processes.start(
-            "dask", "worker", self.address, "--nthreads", "1", "--dashboard-address", ":0", "--death-timeout", "120",
-            *options,
-        )  # fmt: skip
-
-    def pid(self, worker: "subprocess.Popen[bytes]") -> int:
-        """The process that makes units for this nanny."""
-        import psutil
-
-        def children() -> list[int]:
-            assert worker.poll() is None, self.processes.said(worker)
-            return [
-                child.pid
-                for child in psutil.Process(worker.pid).children(recursive=True)
-                if "resource_tracker" not in " ".join(child.cmdline())
-            ]
-
-        return wait_until("a worker", children)[0]
 
 
 @pytest.fixture

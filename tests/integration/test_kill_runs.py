@@ -15,12 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from storage.layout import UnitId
-from storage.prune import prune
-from storage.store import CueStore
 from storage.verify import verify
+from tests.integration.contents import Files, chunks, visible
 from tests.integration.servers import ROOT
 
 pytestmark = pytest.mark.slow
@@ -71,43 +69,6 @@ def runs(tmp_path: Path) -> Iterator[Runs]:
     started.close()
 
 
-@pytest.fixture
-def config(config_file: Path) -> Path:
-    """The miniature log's configuration with a cue that is made from another one, and scenes four times as long."""
-    for folder in (config_file.parent / "log" / "sequences").iterdir():
-        for part in ("image_2", "velodyne"):
-            files = sorted((folder / part).iterdir())
-            for copy in range(1, 4):
-                for t, path in enumerate(files, copy * len(files)):
-                    shutil.copy(path, path.with_name(f"{t:06d}{path.suffix}"))
-        length = 4 * len(files)
-        (folder / "poses.txt").write_text("".join(f"1 0 0 0 0 1 0 0 0 0 1 {t}\n" for t in range(length)))
-        (folder / "times.txt").write_text("".join(f"{0.1 * t:.6f}\n" for t in range(length)))
-    values = yaml.safe_load(config_file.read_text())
-    values["cues"]["masks"] = {"backend": "motion_lidar", "flows": ["flow_next"]}
-    config_file.write_text(yaml.safe_dump(values))
-    return config_file
-
-
-Files = dict[str, tuple[int, str]]
-
-
-def visible(store: Path) -> dict[UnitId, Files]:
-    """Every unit that is committed now: size and SHA-256 of its files, by key, as its record has them."""
-    found = {record.unit: record for record in CueStore.open(store).records()} if (store / "zarr.json").exists() else {}
-    return {unit: {shard.key: (shard.size, shard.sha256) for shard in r.shards} for unit, r in found.items()}
-
-
-def chunks(store: Path) -> dict[str, bytes]:
-    """All that readers get, by unit and array; each chunk is read, checked and decoded."""
-    opened = CueStore.open(store)
-    return {
-        f"{record.unit} {name}": array.tobytes()
-        for record in opened.records()
-        for name, array in opened.read_block(record.unit).items()
-    }
-
-
 class Killing:
     """A store that is filled by runs which are killed, beside what it has to become."""
 
@@ -148,7 +109,9 @@ class Killing:
             assert before.items() <= after.items(), "a unit that was committed is lost, or another one"
             assert after.items() <= self.expected.items(), "a unit that is visible is not what it should be"
         self.rounds += 1
-        self.partial += len(visible(self.store)) < len(self.expected)
+        partial = len(visible(self.store)) < len(self.expected)
+        self.partial += partial
+        self.duration *= 1.05 if partial else 0.8  # a machine that others use is not equally quick all the time
         pending = self.store / "commits" / ".pending"
         self.scratch += pending.exists() and any(path.is_dir() for path in pending.iterdir())
         if (self.store / "commits" / "store.json").exists():
@@ -159,22 +122,19 @@ class Killing:
         pending = self.store / "commits" / ".pending"
         assert self.runs.wait(self.start(self.store)) == 0, self.runs.log.read_text()
         assert visible(self.store) == self.expected
-        # A run with nothing to make writes nothing, and so leaves the scratch of a run that was killed at its very end.
-        assert {finding.kind for finding in verify(self.store)} <= {"temporary"}
-        assert prune(self.store) or not list(pending.iterdir())
-        assert verify(self.store) == []
+        assert verify(self.store) == [], "a run that ended leaves nothing of those that were killed"
         assert chunks(self.store) == self.content
         assert not list(pending.iterdir())
         shutil.rmtree(self.store)
         self.stores += 1
 
 
-def test_killed_runs_of_several_processes(runs: Runs, config: Path) -> None:
-    killing = Killing(runs, config, config.parent / "stores", SEED)
+def test_killed_runs_of_several_processes(runs: Runs, long_config_file: Path) -> None:
+    killing = Killing(runs, long_config_file, long_config_file.parent / "stores", SEED)
     while killing.kills < KILLS:
         killing.round()
         if len(visible(killing.store)) == len(killing.expected) or killing.kills >= KILLS:
             killing.finish()
         print(killing, flush=True)
     assert killing.partial > 0, "no kill came before all was made: the moments are wrong"
-    assert not list(config.parent.glob("*.zarr")), "the runs wrote where nobody looked"
+    assert not list(long_config_file.parent.glob("*.zarr")), "the runs wrote where nobody looked"

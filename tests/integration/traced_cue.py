@@ -1,4 +1,5 @@
-"""Cues of the empty log that write down where and when they run, load a model, and kill their process if asked to.
+"""Cues of the empty log that write down where and when they run, load a model, and kill their process if asked to; and
+a flow of any log that takes its time.
 
 Imported by worker processes, through entry points that `register` writes.
 """
@@ -15,12 +16,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
+from pipelines.cues.flow_dis import DisFlowCue
 from storage.schema import MASK_TABLE_FIELDS, MASK_TABLE_ROWS
 
 SIZE = 8
 _ENTRY_POINTS = """[occflow.cues]
 masks.traced = traced_cue:TracedMasks
 flow_aux.traced = traced_cue:TracedFlow
+flow_next.slow = traced_cue:SlowFlow
 """
 
 
@@ -129,3 +132,15 @@ class TracedFlow(_Traced):
             "flow/aux/target_sweep": np.full((n, c), -1, np.int32),
         }
         return CueBlock(arrays)
+
+
+@dataclass(frozen=True)
+class SlowFlow(DisFlowCue):
+    """DIS flow that takes `seconds` longer, for time to be killed in."""
+
+    seconds: float = 0.0
+
+    def extract(self, context: BlockContext) -> CueBlock:
+        """See CueExtractor."""
+        time.sleep(self.seconds)
+        return super().extract(context)

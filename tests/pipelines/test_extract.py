@@ -15,6 +15,7 @@ from pipelines.config import CuesConfig
 from pipelines.datasets.records import DataError
 from pipelines.extract import extract_log, extract_scene, going_on
 from pipelines.plan import plan
+from storage.asides import unseal
 from storage.errors import SchemaVersionError, StoreError
 from storage.journal import RunJournal
 from storage.reader import StoreReader
@@ -241,7 +242,7 @@ def test_a_full_disk(cues_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch) 
 def test_inputs_are_remembered_beside_the_units(cues_config: ConfigMaker, kitti_log: Path) -> None:
     config = cues_config()
     extract_log(config)
-    rows = json.loads((config.store / "inputs" / "00.json").read_text())
+    rows = json.loads(unseal((config.store / "inputs" / "00.json").read_bytes().rstrip()))
     assert set(rows) == {
         f"sequences/00/{part}" for t in range(8) for part in (f"image_2/{t:06d}.png", f"velodyne/{t:06d}.bin")
     }

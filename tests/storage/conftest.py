@@ -15,6 +15,7 @@ from storage.schema import CUES, TRUTH, SceneTable, StoreAttributes
 from storage.store import CueStore, Provenance, UnitId
 
 with contextlib.suppress(ModuleNotFoundError):  # kill_worker.py imports this file from its own folder
+    from tests.storage.killable import worker  # noqa: F401
     from tests.storage.s3_server import bucket, proxy, s3  # noqa: F401
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")

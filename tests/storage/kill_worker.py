@@ -1,8 +1,8 @@
 """A writer to be killed: forks a child per command, so that a kill costs milliseconds, not an interpreter's start.
 
-Reads one JSON command per line: {"store": path, "job": name, "kill_at": n or null}. Answers with the child's process id
-and, when it has ended, its exit status. With `kill_at` the child kills itself just before its n-th system call that
-changes the disk; a child that gets by with fewer calls exits with 0.
+Reads one JSON command per line: {"store": path, "job": name, "kill_at": n or null, "arguments": {}}. Answers with the
+child's process id and, when it has ended, its exit status. With `kill_at` the child kills itself just before its n-th
+system call that changes the disk; a child that gets by with fewer calls exits with 0.
 """
 
 import json
@@ -46,6 +46,13 @@ def commit_masks(path: Path) -> None:
     CueStore.open(path).commit_block(UnitId("masks", "a"), arrays, Provenance("fp-2"))
 
 
+def commit_one(path: Path, unit: str, seed: int) -> None:
+    """Commit a unit with content of a seed."""
+    store, parsed = CueStore.open(path), UnitId.parse(unit)
+    arrays = make_arrays(parsed.cue, len(store.blocks(parsed.scene)[parsed.block]), seed)
+    store.commit_block(parsed, arrays, Provenance(f"fp-{seed}"))
+
+
 def reopen_scene(path: Path) -> None:
     """Commit another table of the scene."""
     CueStore.open(path).commit_init("a", make_table(frames=6, seed=2), "init-2")
@@ -62,8 +69,8 @@ def copy_full(path: Path) -> None:
     transfer(source, path, plan_transfer(source, path))
 
 
-JOBS: dict[str, Callable[[Path], None]] = {
-    job.__name__: job for job in (fill, fill_large, commit_masks, reopen_scene, discard_masks, copy_full)
+JOBS: dict[str, Callable[..., None]] = {
+    job.__name__: job for job in (fill, fill_large, commit_masks, commit_one, reopen_scene, discard_masks, copy_full)
 }
 
 
@@ -93,7 +100,7 @@ def main() -> None:
         if child == 0:
             if command["kill_at"] is not None:
                 kill_before_call(command["kill_at"])
-            JOBS[command["job"]](Path(command["store"]))
+            JOBS[command["job"]](Path(command["store"]), **command.get("arguments", {}))
             os._exit(0)
         os.write(1, f"pid {child}\n".encode())
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
