@@ -134,6 +134,8 @@ class HeadConfig(_Section):
     flow_waves: int = Field(default=0, ge=0, le=10)
     """Waves across the road by which the flow decoder is told where a voxel lies (`heads.FlowHead`); 0: it is not told.
     Not in the paper."""
+    movable: bool = False
+    """A third decoder, of what could move: only `loss.splat` teaches it and asks for it, inference never does."""
     flow_init_std: PositiveFloat = 0.01
     """Standard deviation of the flow decoder's last layer. Flow starts near zero, but not so near that it stays there:
     1e-3 was seen to."""

@@ -35,12 +35,14 @@ class FrameInput(NamedTuple):
 class Fields:
     """Fields at voxel centres in the current ego frame: `sdf` (B, X, Y, Z) in metres, positive in free space, and
     `flow` (B, X, Y, Z, 2): horizontal object motion (vx, vy), ego-motion removed, metres per keyframe interval.
-    `pixel_depth`: what the images alone say of depth, where the network has depth-aware lifting."""
+    `pixel_depth`: what the images alone say of depth, where the network has depth-aware lifting. `features`: what was
+    decoded, where the network has a decoder that is asked later (`OccFlow.movable`)."""
 
     sdf: Float[Tensor, "b x y z"]
     flow: Float[Tensor, "b x y z 2"]
     grid: VoxelGrid
     pixel_depth: PixelDepth | None = None
+    features: Float[Tensor, "b x y z ch"] | None = None
 
     def sdf_at(self, points: Float[Tensor, "b *n 3"]) -> Float[Tensor, "b *n"]:
         """Trilinear signed distance, metres, at points in metres; beyond the outermost centres the border's value."""

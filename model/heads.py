@@ -1,4 +1,5 @@
-"""The two decoders of eq. 7: refined features to signed distance and to horizontal flow, one value per output voxel."""
+"""The two decoders of eq. 7: refined features to signed distance and to horizontal flow, one value per output voxel.
+And one of what could move, which training alone asks."""
 
 import torch
 from jaxtyping import Float
@@ -64,6 +65,21 @@ class FlowHead(nn.Module):
         if self.prior is not None and self.place is not None:
             flow = flow + self.prior(self.place.to(features.dtype))
         return flow * self.scale
+
+
+class MovableHead(nn.Module):
+    """Two-layer MLP to the logit of a voxel's matter being of a kind that could move; starts at even odds."""
+
+    def __init__(self, config: HeadConfig, channels: int) -> None:
+        super().__init__()
+        last = nn.Linear(config.hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(channels, config.hidden), nn.ReLU(), last)
+
+    def forward(self, features: Float[Tensor, "b x y z ch"]) -> Float[Tensor, "b x y z"]:
+        """Logits."""
+        return self.mlp(features)[..., 0]
 
 
 def lateral_waves(grid: VoxelGrid, waves: int) -> Float[Tensor, "x y z place"]:

@@ -10,7 +10,7 @@ from model.depth_lift import DepthLift
 from model.fields import Fields, FrameInput
 from model.fpn import FeaturePyramid
 from model.fusion import TemporalFusion
-from model.heads import FlowHead, SDFHead
+from model.heads import FlowHead, MovableHead, SDFHead
 from model.pixel_depth import PixelDepth
 from model.refine import Refine
 from model.render import Renderer
@@ -47,6 +47,8 @@ class OccFlow(nn.Module):
         self.sdf_head = SDFHead(config.heads, config.refine.channels, self.grid)
         self.flow_head = FlowHead(config.heads, config.refine.channels, self.grid)
         self.renderer = Renderer(config.render)
+        # Last: without it every other part starts from the same numbers.
+        self.movable_head = MovableHead(config.heads, config.refine.channels) if config.heads.movable else None
         self.register_buffer("image_mean", torch.tensor(IMAGENET_MEAN, device="cpu")[:, None, None], persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGENET_STD, device="cpu")[:, None, None], persistent=False)
 
@@ -73,7 +75,14 @@ class OccFlow(nn.Module):
             refined = refined + lifted
         # Under autocast the decoders answer in half precision, in which a distance of 30 m has steps of 0.125 m.
         sdf, flow = (head(refined).to(self.image_mean.dtype) for head in (self.sdf_head, self.flow_head))
-        return Fields(sdf=sdf, flow=flow, grid=self.grid, pixel_depth=pixel_depth)
+        features = refined if self.movable_head is not None else None
+        return Fields(sdf=sdf, flow=flow, grid=self.grid, pixel_depth=pixel_depth, features=features)
+
+    def movable(self, fields: Fields) -> Float[Tensor, "b x y z"] | None:
+        """Logits of what could move, of fields that this network gave; None where it has no such decoder."""
+        if self.movable_head is None or fields.features is None:
+            return None
+        return self.movable_head(fields.features).to(fields.sdf.dtype)
 
     def pixel_depth(self, frames: FrameInput) -> PixelDepth:
         """Depths that the current keyframe's images suggest, cell by cell, without building the volume.

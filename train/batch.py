@@ -56,11 +56,27 @@ class View(_Tensors):
 
 @dataclass
 class FlowTarget(_Tensors):
-    """An optical flow cue on the current render grid: int16 in 1/64 pixel, where it is known, and where it ends."""
+    """An optical flow cue on the current render grid: int16 in 1/64 pixel, where it is known, and where it ends.
+
+    `confidence`, 255 = sure, is None where the run does not weigh by it.
+    """
 
     flow: Int16[Tensor, "*batch cameras 2 h w"]
     known: Bool[Tensor, "*batch cameras h w"]
     view: View
+    confidence: UInt8[Tensor, "*batch cameras h w"] | None = None
+
+
+@dataclass
+class Adjacent(_Tensors):
+    """What the keyframe after the current one knows, for `loss.splat`: its movable masks at render size, in which
+    cameras there are any, and a draw of its LiDAR returns (False: padding) in the current ego frame, metres, where they
+    were at its time."""
+
+    movable: Bool[Tensor, "*batch cameras h w"]
+    masked: Bool[Tensor, "*batch cameras"]
+    points: Float[Tensor, "*batch returns 3"]
+    valid: Bool[Tensor, "*batch returns"]
 
 
 @dataclass
@@ -73,7 +89,9 @@ class Batch(_Tensors):
     and from where each was measured; return_valid: False for padding; return_own: False for those of other keyframes.
     None for runs that have none. moving_points, moving_motion, moving_weight, moving_valid: spots on movable things and
     their motion by `lifted_flow`; still_points, still_valid: spots of the keyframe's returns on anything else. None
-    where not used.
+    where not used. instances: which movable thing of its camera a pixel shows, from 1 on, 0 for none; mask_score: what
+    each counts, 0..1, that of none being 1. adjacent: cues of the keyframe that `later` looks from. further: images
+    after `later`, in views with one axis more, before that of cameras. None where not used.
     """
 
     frames: FrameInput
@@ -96,6 +114,16 @@ class Batch(_Tensors):
     moving_valid: Bool[Tensor, "*batch moving"] | None = None
     still_points: Float[Tensor, "*batch still 3"] | None = None
     still_valid: Bool[Tensor, "*batch still"] | None = None
+    adjacent: Adjacent | None = None
+    instances: UInt8[Tensor, "*batch cameras h w"] | None = None
+    mask_score: Float[Tensor, "*batch cameras rows"] | None = None
+    further: View | None = None
+
+    def further_views(self) -> list[View]:
+        """The views of `further`, of a batch of samples, nearest in time first."""
+        if self.further is None:
+            return []
+        return [self.further.map(lambda tensor, k=k: tensor[:, k]) for k in range(self.further.K.shape[1])]
 
 
 def collate(samples: Sequence[Any]) -> Any:

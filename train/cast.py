@@ -100,6 +100,8 @@ class RangeCast:
     weights: Float[Tensor, "batch rays samples"]
     distances: Float[Tensor, "batch rays samples"]
     valid: Bool[Tensor, "batch rays"]
+    sdf: Float[Tensor, "batch rays inside"]
+    """Signed distance at the samples inside the volume: all but the far one, metres."""
 
 
 def cast_ranges(
@@ -110,7 +112,7 @@ def cast_ranges(
     weights, distances = render.weights, render.distances
     if far_sample:
         weights, distances, _, _ = _append_far(render, rays, fields.grid)
-    return RangeCast(mean_range(weights, distances), weights, distances, render.valid)
+    return RangeCast(mean_range(weights, distances), weights, distances, render.valid, render.sdf)
 
 
 def mean_range(

@@ -19,6 +19,7 @@ from train.settings import (
     RaysConfig,
     RunConfig,
     Section,
+    SplatConfig,
     StageConfig,
 )
 
@@ -42,6 +43,7 @@ class TrainConfig(Section):
     rays: RaysConfig = RaysConfig()
     ablation: AblationConfig = AblationConfig()
     loss: LossConfig = LossConfig()
+    splat: SplatConfig = SplatConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     stage1: StageConfig = StageConfig(epochs=10)
     stage2: StageConfig = StageConfig(epochs=16, milestones=(0.6, 0.8), decay=0.4, image_rate=0.25, geometry_rate=0.4)
@@ -53,6 +55,8 @@ class TrainConfig(Section):
             raise ValueError(f"rays.strides are (lowest, highest), got {self.rays.strides}")
         if self.loss.pixel_depth and not self.model.depth_lift.bins:
             raise ValueError("loss.pixel_depth needs a network with depth per pixel: set model.depth_lift.bins")
+        if self.model.heads.movable and not (self.loss.splat and self.splat.movable):
+            raise ValueError("model.heads.movable is taught by loss.splat alone: give that a weight, or leave it off")
         if max(self.stage1.image_share, self.stage2.image_share) and not self.loss.pixel_depth:
             raise ValueError("image_share trains on loss.pixel_depth alone: give that a weight, or set image_share=0")
         return self

@@ -10,8 +10,8 @@ from geometry.cameras import scale_intrinsics
 from model.fields import FrameInput
 from storage.queue import queue_keyframes
 from storage.reader import StoreReader
-from storage.schema import StoreAttributes
-from train.batch import Batch, FlowTarget, View, collate
+from storage.schema import MASK_TABLE_ROWS, StoreAttributes
+from train.batch import Batch, FlowTarget, View, collate, stack
 from train.config import TrainConfig
 from train.frames import ByteCache, CachedScene, average_blocks, render_factor
 from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
@@ -68,6 +68,7 @@ class KeyframeDataset(Dataset[Batch]):
         images = torch.from_numpy(average_blocks(queue["images"][-1], self._factor))
         next_cue = self._flow(scene, "next", t, valid) if "flow_next" in self._cues else None
         back_slot = self.config.data.backward_cue
+        further = self._further(scene, t, later, rng) if self.config.data.future_frames else []
         batch = Batch(
             frames=FrameInput(**{key: torch.from_numpy(value) for key, value in queue.items()}),
             images=images,
@@ -83,10 +84,14 @@ class KeyframeDataset(Dataset[Batch]):
             return_valid=None if returns is None else returns.valid,
             return_own=None if returns is None else returns.own,
             return_origins=None if returns is None else returns.origins,
+            further=stack([self._view(scene, t, one) for one in further]) if further else None,
         )
+        if "masks" in self._cues and (self.config.loss.instance_flow or self.config.data.weigh_by_confidence):
+            batch.instances, batch.mask_score = self._instances(scene, t, valid)
         if self.stage == 2:
             self._points.add_moving(scene, t, batch, rng)
             self._points.add_still(scene, t, batch, rng)
+            self._points.add_adjacent(scene, t, batch, rng)
         return batch
 
     def _fetch(self, scene: CachedScene, t: int) -> None:
@@ -107,16 +112,43 @@ class KeyframeDataset(Dataset[Batch]):
         cue = "images" if neighbour.sweep == KEYFRAME else "sweeps"
         return not self._excluded(scene.name, neighbour.t) and scene.has(cue, neighbour.t)
 
-    def _neighbour(self, scene: CachedScene, t: int, direction: str, rng: np.random.Generator) -> Neighbour | None:
-        rule = self.config.data.neighbour
-        return draw_neighbour(scene.table, t, direction, rule, lambda n: self._usable(scene, n), rng)  # type: ignore[arg-type]
+    def _neighbour(
+        self,
+        scene: CachedScene,
+        t: int,
+        direction: str,
+        rng: np.random.Generator,
+        passed_over: tuple[Neighbour | None, ...] = (),
+    ) -> Neighbour | None:
+        def usable(neighbour: Neighbour) -> bool:
+            return neighbour not in passed_over and self._usable(scene, neighbour)
+
+        return draw_neighbour(scene.table, t, direction, self.config.data.neighbour, usable, rng)  # type: ignore[arg-type]
 
     def _later(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Neighbour | None:
         """Stage 1: drawn. Stage 2: the next keyframe, where the flow cue ends."""
         if self.stage == 1:
             return self._neighbour(scene, t, "later", rng)
-        following = Neighbour(t + 1)
-        return following if t + 1 < scene.table.length and self._usable(scene, following) else None
+        return self._keyframe(scene, t + 1)
+
+    def _further(
+        self, scene: CachedScene, t: int, later: Neighbour | None, rng: np.random.Generator
+    ) -> list[Neighbour | None]:
+        """`data.future_frames` images after the later one, None where there are fewer. Stage 1: drawn by the same rule,
+        each once. Stage 2: the keyframes that follow."""
+        taken, count = [later], self.config.data.future_frames
+        if self.stage == 1:
+            for _ in range(count):
+                taken.append(self._neighbour(scene, t, "later", rng, passed_over=tuple(taken)))
+        else:
+            taken += [self._keyframe(scene, t + 2 + k) for k in range(count)]
+        self._fetch_neighbours(scene, *taken[1:])
+        return taken[1:]
+
+    def _keyframe(self, scene: CachedScene, t: int) -> Neighbour | None:
+        """The images of a keyframe, None where they may not or cannot be used."""
+        neighbour = Neighbour(t)
+        return neighbour if t < scene.table.length and self._usable(scene, neighbour) else None
 
     def _view(self, scene: CachedScene, t: int, neighbour: Neighbour | None) -> View:
         view = self._geometry(scene, t, neighbour)
@@ -150,11 +182,21 @@ class KeyframeDataset(Dataset[Batch]):
             movable[c] = scene.movable(t, int(c), self.config.data.min_mask_score)
         return torch.from_numpy(movable)
 
+    def _instances(self, scene: CachedScene, t: int, valid: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Numbers of the movable things in each camera's image, and their scores where the run weighs by them."""
+        instances = np.zeros((len(valid), *self._attributes.render_size), dtype=np.uint8)
+        scores = np.ones((len(valid), MASK_TABLE_ROWS + 1), dtype=np.float32)
+        for c in np.flatnonzero(valid):
+            instances[c], scores[c] = scene.numbered(t, int(c), self.config.data.min_mask_score)
+        weighed = self.config.data.weigh_by_confidence
+        return torch.from_numpy(instances), torch.from_numpy(scores) if weighed else None
+
     def _flow(self, scene: CachedScene, slot: str, t: int, valid: np.ndarray) -> FlowTarget:
         """The slot's cue. Each camera's target may be another image: geometry is gathered camera by camera."""
         size = self._attributes.render_size
         flow = np.zeros((len(valid), 2, *size), dtype=np.int16)
         known = np.zeros((len(valid), *size), dtype=bool)
+        confidence = np.zeros((len(valid), *size), dtype=np.uint8)
         targets: dict[Neighbour | None, list[int]] = {None: []}
         for c in range(len(valid)):
             target = None
@@ -164,7 +206,7 @@ class KeyframeDataset(Dataset[Batch]):
                 if target is not None and self._excluded(scene.name, target.t):
                     target = None
                 if target is not None:
-                    flow[c], known[c] = cue.flow, cue.known
+                    flow[c], known[c], confidence[c] = cue.flow, cue.known, cue.confidence
             targets.setdefault(target, []).append(c)
         view = self._geometry(scene, t, None)
         for target, cameras in targets.items():
@@ -173,7 +215,12 @@ class KeyframeDataset(Dataset[Batch]):
                 for name in ("cam_from_ref", "K", "interval", "valid"):
                     getattr(view, name)[cameras] = getattr(there, name)[cameras]
         flow[~known[:, None].repeat(2, axis=1)] = 0
-        return FlowTarget(flow=torch.from_numpy(flow), known=torch.from_numpy(known), view=view)
+        return FlowTarget(
+            flow=torch.from_numpy(flow),
+            known=torch.from_numpy(known),
+            view=view,
+            confidence=torch.from_numpy(confidence) if self.config.data.weigh_by_confidence else None,
+        )
 
 
 def build_loader(

@@ -13,7 +13,7 @@ from geometry.transforms import invert, transform_points
 from storage.errors import CueMissing, StoreError
 from storage.queue import put_planes, queue_arrays
 from storage.reader import SceneReader, StoreReader
-from storage.schema import INVALID_FLOW, MASK_TABLE_FIELDS, SceneTable
+from storage.schema import INVALID_FLOW, MASK_TABLE_FIELDS, MASK_TABLE_ROWS, SceneTable
 
 _ID, _SCORE = MASK_TABLE_FIELDS.index("id"), MASK_TABLE_FIELDS.index("score")
 
@@ -49,10 +49,12 @@ class ByteCache:
 
 @dataclass(frozen=True)
 class StoredFlow:
-    """A flow cue of one camera: int16 (2, h, w) in 1/64 render pixel, known (h, w), and the image it ends in."""
+    """A flow cue of one camera: int16 (2, h, w) in 1/64 render pixel, known (h, w), how sure it is (h, w; 255 = sure),
+    and the image it ends in."""
 
     flow: Int16[np.ndarray, "2 h w"]
     known: Bool[np.ndarray, "h w"]
+    confidence: UInt8[np.ndarray, "h w"]
     target_frame: int
     target_sweep: int
 
@@ -149,16 +151,42 @@ class CachedScene:
 
         return self._cache.get((self.name, "instances", t, c), make)[0]
 
+    def numbered(
+        self, t: int, c: int, min_score: float
+    ) -> tuple[UInt8[np.ndarray, "h w"], Float32[np.ndarray, " rows"]]:
+        """`instances` numbered from 1 on, and the score of each number, 0..1, number 0 (no thing) having 1.
+
+        A score that is not a number, or that no row of the table gives, is that of nothing known: 0.
+        """
+
+        def make() -> tuple[np.ndarray, ...]:
+            ids, number = np.unique(self.instances(t, c, min_score), return_inverse=True)
+            number = number.reshape(self.render_size) + (ids[0] > 0)
+            if number.max() > MASK_TABLE_ROWS:
+                raise StoreError(
+                    f"scene {self.name!r}, keyframe {t}, camera {c}: {number.max()} instances in one mask, and its "
+                    f"table holds {MASK_TABLE_ROWS}; extract the masks again (`occflow cues`)"
+                )
+            table = self._scene.mask_table(t, c)
+            known = dict(zip(table[:, _ID].astype(int), table[:, _SCORE], strict=True))
+            scores = np.zeros(MASK_TABLE_ROWS + 1, dtype=np.float32)
+            things = [known.get(int(name), 0.0) for name in ids[ids > 0]]
+            scores[: len(things) + 1] = [1.0, *np.nan_to_num(np.clip(things, 0.0, 1.0), nan=0.0)]
+            return number.astype(np.uint8), scores
+
+        number, scores = self._cache.get((self.name, "numbered", t, c), make)
+        return number, scores
+
     def flow(self, slot: str, t: int, c: int, min_confidence: int) -> StoredFlow:
         """Flow cue of a slot; unknown wherever there is no correspondence or too little confidence."""
 
         def make() -> tuple[np.ndarray, ...]:
             cue = self._scene.flow(slot, t, c)
             known = (cue.flow[0] != INVALID_FLOW) & (cue.confidence >= min_confidence) & (cue.target_frame >= 0)
-            return np.array(cue.flow), known, np.array([cue.target_frame, cue.target_sweep])
+            return np.array(cue.flow), known, np.array(cue.confidence), np.array([cue.target_frame, cue.target_sweep])
 
-        flow, known, target = self._cache.get((self.name, slot, t, c), make)
-        return StoredFlow(flow, known, int(target[0]), int(target[1]))
+        flow, known, confidence, target = self._cache.get((self.name, slot, t, c), make)
+        return StoredFlow(flow, known, confidence, int(target[0]), int(target[1]))
 
     def lidar(self, t: int) -> tuple[Float32[np.ndarray, "n 3"], Float32[np.ndarray, " 3"]]:
         """Finite LiDAR returns and the sensor's origin, ego frame, metres."""

@@ -12,12 +12,13 @@ of flow, drown all others. A return knows its depth, and its motion can be weigh
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int16, UInt16
+from jaxtyping import Bool, Float32, Float64, Int16, UInt16
 
 from geometry.cameras import in_image, project
 from geometry.transforms import invert, transform_points
 from storage.schema import FLOW_SCALE
 from train.batch import Batch
+from train.confidence import pixel_weights
 from train.frames import CachedScene
 
 PRIOR_M = 3.0
@@ -67,7 +68,7 @@ def lifted_spots(scene: CachedScene, t: int, min_mask_score: float, sample: Batc
     """
     assert sample.flow_next is not None
     points, _ = scene.lidar(t)
-    view, parts = sample.flow_next.view, []
+    view, parts, weights = sample.flow_next.view, [], lift_weights(sample)
     for c in np.flatnonzero(sample.camera_valid.numpy() & view.valid.numpy()):
         end = scene.flow("next", t, int(c), 0)
         ending = things_seen(scene, end.target_frame, int(c), min_mask_score) if end.target_sweep < 0 else None
@@ -82,6 +83,7 @@ def lifted_spots(scene: CachedScene, t: int, min_mask_score: float, sample: Batc
             view.K[c].double().numpy(),
             float(view.interval[c]),
             ending,
+            weights[c] if weights is not None else None,
         )
         parts.append(lifted)
     if not parts:
@@ -91,6 +93,18 @@ def lifted_spots(scene: CachedScene, t: int, min_mask_score: float, sample: Batc
     share = known.clip(0) / (known.clip(0) + 1 / WELL_KNOWN_M**2)
     weight = (directions * share[:, None]) @ directions.transpose(0, 2, 1)
     return np.concatenate([spots.points, spots.motion, weight.reshape(-1, 4)], axis=1).astype(np.float32)
+
+
+def lift_weights(sample: Batch) -> Float32[np.ndarray, "cameras h w"] | None:
+    """What each pixel's flow counts: the cue's confidence times its mask's score; None where the run does not weigh."""
+    assert sample.flow_next is not None
+    if sample.flow_next.confidence is None:
+        return None
+    weights = np.stack([pixel_weights(sample.flow_next, c) for c in range(len(sample.K))])
+    if sample.mask_score is not None and sample.instances is not None:
+        scores = sample.mask_score.gather(1, sample.instances.flatten(1).long())
+        weights = weights * scores.numpy().reshape(weights.shape)
+    return weights
 
 
 def things_seen(scene: CachedScene, t: int, c: int, min_mask_score: float) -> Ending | None:
@@ -115,6 +129,7 @@ def lift_flow(
     target_K: Float64[np.ndarray, "3 3"],
     interval: float,
     ending: Ending | None = None,
+    weight: Float32[np.ndarray, "h w"] | None = None,
 ) -> Lifted:
     """Horizontal motion of the points on one camera's movable things that a cue explains.
 
@@ -126,8 +141,11 @@ def lift_flow(
         points: reference ego frame, metres.
         instances: which movable thing a pixel shows, 0 for none.
         flow, known: the cue in 1 / FLOW_SCALE pixels, and where there is one.
+        weight: what the cue's squared errors count, 0..1, pixel by pixel; None: all of them. Depth is not the cue's.
     """
     height, width = instances.shape
+    if weight is not None:
+        known = known & (weight > 0)
     seen, depth, in_front = project(K, transform_points(invert(ref_from_cam), points))
     inside = np.flatnonzero(in_front & in_image(seen, height, width))
     u, v = np.floor(seen[inside]).astype(np.int64).T
@@ -141,12 +159,13 @@ def lift_flow(
     told = np.isfinite(depth_goal)
     place, found = points[inside], np.zeros((len(inside), 2))
     prior = np.eye(2) / PRIOR_M**2
+    share = np.ones(len(inside)) if weight is None else np.sqrt(weight[v, u].astype(np.float64))
 
     def measured(motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is off, (n, 3) in likely errors, and its slope by the motion (n, 3, 2)."""
         landed, slope = _land(place, motion, target_from_ref, target_K, interval)
         off = landed - np.column_stack([goal, np.where(told, depth_goal, landed[:, 2])])
-        scale = np.column_stack([np.full((len(off), 2), 1 / noise), np.where(told, 1 / DEPTH_NOISE_M, 0.0)])
+        scale = np.column_stack([np.tile(share[:, None] / noise, 2), np.where(told, 1 / DEPTH_NOISE_M, 0.0)])
         return off * scale, slope * scale[..., None]
 
     for _ in range(ITERATIONS):
@@ -156,7 +175,7 @@ def lift_flow(
         found = found - np.linalg.solve(back @ slope + prior, gradient[..., None])[..., 0]
         found = np.clip(found, -FASTEST_M, FASTEST_M)
     off, slope = measured(found)
-    fits = np.abs(off[:, :2]).max(axis=1) < WORST_FIT_WIDTHS / NOISE_WIDTHS
+    fits = np.abs(off[:, :2]).max(axis=1) < share * (WORST_FIT_WIDTHS / NOISE_WIDTHS)
     fits &= (np.abs(found) < FASTEST_M).all(axis=1)
     return Lifted(place[fits], found[fits], (slope.transpose(0, 2, 1) @ slope)[fits])
 

@@ -18,7 +18,7 @@ from train.cast import CameraCast, cast_camera_rays
 from train.config import TrainConfig
 from train.losses.averages import masked_mean
 from train.losses.dynamic import Motion
-from train.losses.photometric import photometric_loss
+from train.losses.photometric import lowest, photometric_loss
 from train.losses.regularise import hessian
 from train.losses.total import LossTerms, read_back
 from train.rays import beside, draw_ray_grid
@@ -37,7 +37,9 @@ from train.supervise import (
     smooth_flow,
     supervise_flow,
 )
+from train.supervise_instances import supervise_instances
 from train.supervise_lidar import supervise_lifted_flow, supervise_pixel_depth, supervise_ranges, supervise_still
+from train.supervise_splat import supervise_splat
 from train.watch import Watch
 
 
@@ -78,6 +80,8 @@ class StageModule(pl.LightningModule):
         self.optimiser_state: dict | None = None
         # Where nothing is measured about motion its head would get no gradient at all.
         network.flow_head.requires_grad_(stage == 2)
+        if network.movable_head is not None:
+            network.movable_head.requires_grad_(stage == 2)
         network.renderer.temperature.freeze(stage == 2 and config.ablation.two_stage)
 
     def training_step(self, batch: Batch, index: int) -> Float[Tensor, ""]:
@@ -94,11 +98,13 @@ class StageModule(pl.LightningModule):
         # What moves: rays whose flow cue disagrees with depth and ego-motion, on movable things (eq. 10).
         motion = self._motion(cast, batch)
 
-        # Photometric reprojection into an earlier and a later image (eq. 8); the earlier one judges static rays only.
+        # Photometric reprojection into an earlier and a later image (eq. 8); the earlier one judges static rays only,
+        # and so do images further on, which see what is hidden in the later one.
         earlier_rays = motion.static if self._disentangled else cast.usable
         earlier = compare_with(cast, batch.earlier, motion, earlier_rays)
         later = compare_with(cast, batch.later, motion, cast.usable)
-        photo = photometric_loss([earlier, later], loss.neighbours, loss.automask)
+        further = [compare_with(cast, view, motion, earlier_rays) for view in batch.further_views()]
+        photo = photometric_loss([earlier, lowest([later, *further])], loss.neighbours, loss.automask)
         terms.add(
             "photometric", photo.loss, loss.photometric,
             compared=photo.rays, dropped=photo.dropped, stationary=photo.stationary,
@@ -117,17 +123,26 @@ class StageModule(pl.LightningModule):
                 terms.add("lifted_flow", lifted, loss.lifted_flow, spots=spots)
             if batch.still_points is not None:
                 terms.add("lifted_still", supervise_still(fields, batch), loss.lifted_still)
+            if batch.instances is not None and loss.instance_flow:
+                rigid, on_instances = supervise_instances(cast, batch)
+                terms.add("instance_flow", rigid, loss.instance_flow, instances=on_instances)
+            if loss.splat:
+                splats = supervise_splat(fields, self.network, batch, cast, self.config, self._generator(purpose=2))
+                for name, (value, weight) in splats.values.items():
+                    terms.add(f"splat_{name}", value, loss.splat * weight)
+                terms.counts |= {f"splat_{name}": count for name, count in splats.counts.items()}
             terms.add("dreg", calm_static(cast, motion, loss), loss.dreg)
             terms.add("smooth_flow", smooth_flow(cast), loss.smooth_flow)
 
         # LiDAR rays, cast from where they were measured.
         if batch.return_points is not None:
-            ranges, spread, returns = supervise_ranges(
+            rays = supervise_ranges(
                 fields, self.network.renderer, batch, loss,
                 step=self._anneal_step, far_sample=far, generator=generator,
             )  # fmt: skip
-            terms.add("lidar", ranges, loss.lidar, returns=returns)
-            terms.add("lidar_spread", spread, loss.lidar * loss.lidar_spread)
+            terms.add("lidar", rays.ranges, loss.lidar, returns=rays.returns)
+            terms.add("lidar_spread", rays.spread, loss.lidar * loss.lidar_spread)
+            terms.add("free_space", rays.free, loss.free_space)
             if fields.pixel_depth is not None and loss.pixel_depth:
                 terms.add("pixel_depth", supervise_pixel_depth(fields.pixel_depth, batch), loss.pixel_depth)
 
@@ -238,8 +253,8 @@ class StageModule(pl.LightningModule):
         key = [self.config.seed, self.stage, self.step, self.global_rank, purpose]
         return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seed(1))
+    def _generator(self, purpose: int = 1) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed(purpose))
 
     def _cast(self, fields: Fields, batch: Batch, generator: torch.Generator) -> CameraCast:
         rays = self.config.rays

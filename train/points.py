@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from train.batch import Batch, FlowTarget
+from geometry.transforms import invert, transform_points
+from train.batch import Adjacent, Batch, FlowTarget
 from train.config import TrainConfig
 from train.frames import CachedScene
 from train.lifted_flow import lifted_spots
@@ -42,6 +43,7 @@ class PointCues:
         movable: Masks,
     ) -> None:
         self.rays, self.loss, self.score = config.rays, config.loss, config.data.min_mask_score
+        self._adjacent = config.loss.splat > 0 and config.splat.adjacent > 0
         self._lidar, self._cues = "lidar" in cues, frozenset(cues)
         self._triangulation_cues = triangulation_cues(config)
         self._excluded, self._targets, self._movable = excluded, targets, movable
@@ -95,6 +97,23 @@ class PointCues:
 
         spots = scene.derived("still", t, self.score, make)
         batch.still_points, batch.still_valid = _draw(spots, self.rays.still, rng)
+
+    def add_adjacent(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
+        """Masks and returns of the next keyframe, where `loss.splat` compares moved Gaussians with them."""
+        if not self._adjacent:
+            return
+        there = batch.later.valid.numpy()
+        masked = there & scene.has("masks", t + 1) if there.any() else there
+        size, count = (len(there), *scene.render_size), self.rays.lidar
+        movable = self._movable(scene, t + 1, masked) if masked.any() else torch.zeros(size, dtype=torch.bool)
+        points, valid = torch.zeros(count, 3), torch.zeros(count, dtype=torch.bool)
+        if self._lidar and there.any() and scene.has("lidar", t + 1):
+            pose, next_pose = np.asarray(scene.table.global_from_ego[[t, t + 1]], dtype=np.float64)
+            measured = scene.lidar(t + 1)[0].astype(np.float64)
+            here = transform_points(invert(pose) @ next_pose, measured)
+            inside = here[self._grid.contains(here)].astype(np.float32)
+            points, valid = _draw(inside, count, rng)
+        batch.adjacent = Adjacent(movable, torch.from_numpy(masked), points, valid)
 
     def _triangulated(self, scene: CachedScene, t: int) -> Measured:
         """Points that the keyframe's flow cues give, worked out once."""

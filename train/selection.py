@@ -51,6 +51,10 @@ def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
             cues.append("masks")
     if config.rays.triangulated:
         cues += triangulation_cues(config)
+    if stage == 2 and config.loss.instance_flow:
+        cues.append("masks")
+    if stage == 2 and config.loss.splat:
+        cues.append("masks")
     if stage == 2 and (switches.flow_supervision or switches.dynamic_disentanglement):
         cues.append("flow_next")
         if switches.dynamic_disentanglement:

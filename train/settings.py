@@ -68,6 +68,13 @@ class DataConfig(Section):
     """Flow slot of the backward static flow."""
     min_flow_confidence: int = Field(default=0, ge=0, le=255)
     min_mask_score: float = Field(default=0.0, ge=0.0, le=1.0)
+    weigh_by_confidence: bool = False
+    """Flow counts by the cue's measured confidence, wherever it is used, and by the mask's score where a mask says that
+    it is a moving thing's (`train.confidence`)."""
+    future_frames: NonNegativeInt = 0
+    """So many images after the later neighbour are compared with too (eq. 8): of a static ray the one that explains it
+    best judges, so that what something hides in one is seen in another. In the second stage the keyframes that follow.
+    Ranges have more: `rays.lidar_reach`."""
 
     @property
     def held_out(self) -> tuple[str, ...]:
@@ -126,14 +133,22 @@ class LossConfig(Section):
     """Second stage: length of the flow at returns that lie on no movable thing, per metre and interval. Without it
     whatever surrounds a moving thing, such as the lane it drives in, is given its motion. Needs LiDAR and masks, or
     `rays.triangulated`."""
+    instance_flow: NonNegativeFloat = 0.0
+    """Second stage: how far the flow on an instance of the masks is from one rigid motion over the ground, per metre
+    and interval. Needs masks."""
     dreg: NonNegativeFloat = 0.1
     lidar: NonNegativeFloat = 0.2
     lidar_focus: float = Field(default=0.85, ge=0.0, le=1.0)
     """How much of the squared mean log error the range loss forgives; 1 judges the shape of the scene alone."""
     lidar_spread: NonNegativeFloat = 0.0
     """Weight of every sample's own log error beside the range's (`lidar.spread_loss`); it counts times `lidar`."""
+    free_space: NonNegativeFloat = 0.0
+    """Matter that rays to returns pass before them (`lidar.free_space_loss`): what starts inside matter is not seen by
+    rendering, and in a long run the way of the rays fills up."""
     pixel_depth: NonNegativeFloat = 0.0
     """Cross-entropy of each image cell's depth under the returns that fall into it; needs `model.depth_lift`."""
+    splat: NonNegativeFloat = 0.0
+    """Second stage: all terms of VoxelSplat's loss (section `splat`). Needs masks."""
     eikonal: NonNegativeFloat = 0.1
     hessian: NonNegativeFloat = 0.05
     smooth_depth: NonNegativeFloat = 0.02
@@ -153,6 +168,30 @@ class LossConfig(Section):
     hidden_margin_m: PositiveFloat = 3.0
     eikonal_samples: NonNegativeInt = 65536
     """Ray samples, drawn at random, on which eq. 15 is taken besides the grid."""
+
+
+class SplatConfig(Section):
+    """The splatting loss (`loss.splat`): which Gaussians are drawn, and the weights of its terms inside it."""
+
+    gaussians: PositiveInt = 4096
+    """At most, per camera and rendered image."""
+    scale: PositiveFloat = 0.3
+    """Standard deviation of every Gaussian, voxel edges: 0.12 m at 0.4 m as published."""
+    balance: bool = True
+    """Draw behind movable masks as many as elsewhere (inverse frequency of the two kinds)."""
+    speed_m: NonNegativeFloat = 1.0
+    """A Gaussian that moves by so many metres per interval is drawn half as often as one that stands still; 0: as
+    often."""
+    returns: PositiveInt = 512
+    """At most so many returns per camera and rendered image are compared with splatted depth."""
+    depth: NonNegativeFloat = 1.0
+    """Per unit of logarithm."""
+    movable: NonNegativeFloat = 0.2
+    """Cross-entropy with the masks, where the network has `heads.movable`."""
+    motion: NonNegativeFloat = 0.005
+    """Per pixel at `loss.reference_width`."""
+    adjacent: NonNegativeFloat = 0.5
+    """Of depth and masks at the next keyframe, times their weights here; 0: the next keyframe is not splatted."""
 
 
 class OptimiserConfig(Section):

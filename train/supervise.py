@@ -10,6 +10,7 @@ from model.fields import Fields, sample_field
 from storage.schema import FLOW_SCALE
 from train.batch import Batch, FlowTarget, View
 from train.cast import CameraCast
+from train.confidence import flow_weights, mask_weights
 from train.config import TrainConfig
 from train.losses.dynamic import Motion, disentangle, static_flow_regularisation
 from train.losses.flow import FlowLoss, flow_loss, ray_errors, sample_errors
@@ -164,24 +165,32 @@ def flow_errors(
 def supervise_flow(cast: CameraCast, batch: Batch, motion: Motion, config: TrainConfig) -> FlowLoss:
     """Eqs. 9 and 11: dynamic rays by the next keyframe's cue; static rays by it and by the backward cue, as switched.
 
-    In pixels at `loss.reference_width`.
+    In pixels at `loss.reference_width`. Each ray counts by its cue's confidence where that is given, a dynamic one also
+    by the score of the mask that makes it one.
     """
     switches, loss = config.ablation, config.loss
     free = not switches.dynamic_disentanglement
-    errors, static, dynamic = [], [], []
+    errors, static, dynamic, targets = [], [], [], []
     if batch.flow_next is not None:
         moving, good = flow_errors(cast, batch.flow_next, motion.dynamic, moved=cast.flow is not None, detach=not free)
-        errors, static, dynamic = [moving], [torch.zeros_like(good)], [good]
+        errors, static, dynamic, targets = [moving], [torch.zeros_like(good)], [good], [batch.flow_next]
         if switches.forward_static_flow:
             still, good = flow_errors(cast, batch.flow_next, motion.static, moved=False, detach=False)
             errors, static, dynamic = errors + [still], static + [good], dynamic + [torch.zeros_like(good)]
+            targets.append(batch.flow_next)
     if batch.flow_back is not None:
         rays = cast.usable if free else motion.static
         still, good = flow_errors(cast, batch.flow_back, rays, moved=free and cast.flow is not None, detach=False)
         errors, static, dynamic = errors + [still], static + [good], dynamic + [torch.zeros_like(good)]
+        targets.append(batch.flow_back)
     if not errors:
         nothing = torch.zeros_like(cast.usable)
         errors, static, dynamic = [torch.zeros_like(cast.range)], [nothing], [nothing]
+    weights = None
+    if config.data.weigh_by_confidence and targets:
+        weights = torch.stack([flow_weights(cast, target) for target in targets])
+        if not free:
+            weights = torch.where(torch.stack(dynamic), weights * mask_weights(cast, batch), weights)
     return flow_loss(
         torch.stack(errors) * (loss.reference_width / cast.size[1]),
         torch.stack(static),
@@ -189,6 +198,7 @@ def supervise_flow(cast: CameraCast, batch: Batch, motion: Motion, config: Train
         sampled=cast.usable.sum(),
         gamma_max=loss.gamma_max,
         balance=not free,
+        weights=weights,
     )
 
 

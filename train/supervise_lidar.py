@@ -1,5 +1,7 @@
 """What LiDAR returns say on one step: how far rays go, how far image cells are, how things on which they lie move."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,10 +16,22 @@ from model.visibility import CameraRig
 from train.batch import Batch
 from train.cast import cast_ranges
 from train.losses.averages import masked_mean
-from train.losses.lidar import scale_invariant_loss, spread_loss
+from train.losses.lidar import free_space_loss, scale_invariant_loss, spread_loss
 from train.losses.pixel_depth import pixel_depth_loss
 from train.rays import beside, lidar_rays
 from train.settings import LossConfig
+
+
+class RangeTerms(NamedTuple):
+    """Losses of rays that were cast to returns, and how many returns there were."""
+
+    ranges: Float[Tensor, ""]
+    """Scale-invariant, of the rendered ranges."""
+    spread: Float[Tensor, ""]
+    """How far samples spread around the return."""
+    free: Float[Tensor, ""]
+    """Matter that the rays passed before it."""
+    returns: Int[Tensor, ""]
 
 
 def supervise_ranges(
@@ -29,11 +43,8 @@ def supervise_ranges(
     step: int,
     far_sample: bool,
     generator: torch.Generator,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Int[Tensor, ""]]:
-    """Scale-invariant range loss on the step's LiDAR returns, the spread of their samples, how many returns there were.
-
-    The spread is zero where the configuration gives it no weight.
-    """
+) -> RangeTerms:
+    """What the step's returns say of the rays to them; terms without a weight are zero."""
     assert batch.return_points is not None
     assert batch.return_origins is not None
     assert batch.return_valid is not None
@@ -45,7 +56,10 @@ def supervise_ranges(
     spread = ranges.new_zeros(())
     if loss.lidar_spread:
         spread = spread_loss(cast.weights, cast.distances, measured, valid)
-    return ranges, spread, valid.sum()
+    free = ranges.new_zeros(())
+    if loss.free_space:
+        free = free_space_loss(cast.sdf, cast.distances[..., : cast.sdf.shape[-1]], measured, valid)
+    return RangeTerms(ranges, spread, free, valid.sum())
 
 
 def supervise_pixel_depth(predicted: PixelDepth, batch: Batch) -> Float[Tensor, ""]:

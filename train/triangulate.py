@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32, Float64, Int16
 from geometry.cameras import camera_directions
 from storage.schema import FLOW_SCALE
 from train.batch import FlowTarget
+from train.confidence import pixel_weights
 
 NOISE_WIDTHS = 1 / 176
 """Error of a flow cue that is thought likely, in image widths."""
@@ -35,6 +36,8 @@ class Towards(NamedTuple):
     known: Bool[np.ndarray, "h w"]
     target_from_ref: Float64[np.ndarray, "4 4"]
     target_K: Float64[np.ndarray, "3 3"]
+    weight: Float32[np.ndarray, "h w"] | None = None
+    """What its squared errors count, 0..1; None: all of them."""
 
 
 class Triangulated(NamedTuple):
@@ -69,7 +72,7 @@ def triangulated_returns(
 
 def _towards(target: FlowTarget, c: int) -> Towards:
     geometry = (target.view.cam_from_ref[c].double().numpy(), target.view.K[c].double().numpy())
-    return Towards(target.flow[c].numpy(), target.known[c].numpy(), *geometry)
+    return Towards(target.flow[c].numpy(), target.known[c].numpy(), *geometry, pixel_weights(target, c))
 
 
 def triangulate(
@@ -82,8 +85,8 @@ def triangulate(
     """Depth of the pixels at which the cues together know one.
 
     Minimises, by Gauss-Newton in the logarithm of the depth, the squares of landed - seen - cue over all cues that the
-    pixel has. Left out: pixels whose cues do not fit (WORST_FIT_WIDTHS), that know little (SURE), or whose depth has no
-    sense.
+    pixel has, each counting by its weight: a cue of weight 1/4 is one with twice the likely error. Left out: pixels
+    whose cues do not fit (WORST_FIT_WIDTHS), that know little (SURE), or whose depth has no sense.
     """
     width = still.shape[1]
     noise = NOISE_WIDTHS * width
@@ -92,8 +95,9 @@ def triangulate(
     along = camera_directions(K, seen)
     goals = [seen + t.flow[:, rows, columns].T.astype(np.float64) / FLOW_SCALE for t in towards]
     known = [t.known[rows, columns] for t in towards]
+    weights = [1.0 if t.weight is None else t.weight[rows, columns].astype(np.float64) for t in towards]
     lines = [_line(t, ref_from_cam, along) for t in towards]
-    depth = _first_guess(lines, goals, known, towards)
+    depth = _first_guess(lines, goals, known, towards, weights)
 
     def measured(depth: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each cue: what is off (n, 2) and its slope by the log of the depth (n, 2), pixels, and where it counts."""
@@ -102,14 +106,14 @@ def triangulate(
 
     for _ in range(ITERATIONS):
         gradient, curvature = np.zeros(len(depth)), np.zeros(len(depth))
-        for off, slope, counts in measured(depth):
-            gradient += np.where(counts, (off * slope).sum(axis=1), 0.0)
-            curvature += np.where(counts, (slope * slope).sum(axis=1), 0.0)
+        for (off, slope, counts), weight in zip(measured(depth), weights, strict=True):
+            gradient += np.where(counts, weight * (off * slope).sum(axis=1), 0.0)
+            curvature += np.where(counts, weight * (slope * slope).sum(axis=1), 0.0)
         step = gradient / np.maximum(curvature, 1e-9)
         depth = depth * np.exp(-np.clip(step, -1.0, 1.0))
     information, worst, cues = np.zeros(len(depth)), np.zeros(len(depth)), np.zeros(len(depth), dtype=int)
-    for off, slope, counts in measured(depth):
-        information += np.where(counts, (slope * slope).sum(axis=1), 0.0)
+    for (off, slope, counts), weight in zip(measured(depth), weights, strict=True):
+        information += np.where(counts, weight * (slope * slope).sum(axis=1), 0.0)
         worst = np.maximum(worst, np.where(counts, np.abs(off).max(axis=1), 0.0))
         cues += counts
     error = noise / np.sqrt(np.maximum(information, 1e-12))
@@ -133,16 +137,18 @@ def _line(
     return target_from_cam[:3, 3], along @ target_from_cam[:3, :3].T
 
 
-def _first_guess(lines: list, goals: list, known: list, towards: list[Towards]) -> Float64[np.ndarray, " n"]:
+def _first_guess(
+    lines: list, goals: list, known: list, towards: list[Towards], weights: list
+) -> Float64[np.ndarray, " n"]:
     """The depth at which the ray comes nearest to the goals' rays, linear in it: each equation is multiplied out by the
     depth in the target image."""
     count = len(goals[0]) if goals else 0
     above, below = np.zeros(count), np.full(count, 1e-9)
-    for (start, more), goal, there, t in zip(lines, goals, known, towards, strict=True):
+    for (start, more), goal, there, t, weight in zip(lines, goals, known, towards, weights, strict=True):
         n = camera_directions(t.target_K, goal)
         fixed, slope = start[:2] - n[:, :2] * start[2], more[:, :2] - n[:, :2] * more[:, 2:]
-        above -= np.where(there, (fixed * slope).sum(axis=1), 0.0)
-        below += np.where(there, (slope * slope).sum(axis=1), 0.0)
+        above -= np.where(there, weight * (fixed * slope).sum(axis=1), 0.0)
+        below += np.where(there, weight * (slope * slope).sum(axis=1), 0.0)
     return np.clip(above / below, 0.5, 500.0)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from train.losses.averages import masked_mean, valid_weights
-from train.losses.lidar import scale_invariant_loss, spread_loss
+from train.losses.lidar import free_space_loss, scale_invariant_loss, spread_loss
 from train.losses.regularise import (
     edge_aware_smoothness,
     eikonal,
@@ -46,6 +46,26 @@ def test_scale_invariant_gradient() -> None:
 def test_scale_invariant_focus_none_forgives_nothing() -> None:
     measured, yes = torch.tensor([10.0, 20.0]), torch.ones(2, dtype=torch.bool)
     assert float(scale_invariant_loss(measured * math.e, measured, yes, focus=0.0)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_free_space_by_hand() -> None:
+    """Samples at 1 to 5 m of a ray that returned from 4.5 m: the first three (up to 3.5 m) count."""
+    distances = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]).expand(2, 5)
+    sdf = torch.tensor([[-0.3, 0.1, 0.5, -9.0, -9.0], [-0.3, 0.1, 0.5, -9.0, -9.0]])
+    measured, valid = torch.tensor([4.5, math.nan]), torch.tensor([True, True])
+    assert float(free_space_loss(sdf, distances, measured, valid)) == pytest.approx(0.2, abs=1e-6)
+    assert float(free_space_loss(sdf, distances, measured, ~valid)) == 0
+    assert float(free_space_loss(sdf, distances, torch.tensor([0.5, 0.0]), valid)) == 0
+
+
+def test_free_space_gradient() -> None:
+    sdf = torch.tensor([[-0.3, 0.1, 0.5, -9.0]], dtype=torch.float64, requires_grad=True)
+    distances = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64)
+    measured, valid = torch.tensor([4.5], dtype=torch.float64), torch.tensor([True])
+    assert torch.autograd.gradcheck(lambda s: free_space_loss(s, distances, measured, valid), sdf)
+    free_space_loss(sdf, distances, measured, valid).backward()
+    assert sdf.grad is not None
+    assert sdf.grad[0].tolist() == pytest.approx([-1 / 3, -1 / 3, 0, 0])
 
 
 def test_spread_loss_by_hand() -> None:

@@ -252,7 +252,7 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
         for x in (5.0, 10.0, 20.0):
             generator = torch.Generator().manual_seed(0)
             fields = wall_fields(config, x)
-            loss, spread, count = supervise_ranges(
+            loss, spread, _, count = supervise_ranges(
                 fields, renderer, batch, weights, step=10**6, far_sample=True, generator=generator
             )
             assert count == 128
@@ -267,6 +267,36 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
     assert spreads[20.0] == pytest.approx(math.log(2), abs=0.1)
     assert losses[10.0] < 0.2 * min(losses[5.0], losses[20.0])
     assert torch.allclose(ranges, measured, rtol=0.05)
+
+
+def test_rays_that_start_inside_matter_are_seen_by_the_free_space_term_alone(world: Any, tiny_config: Make) -> None:
+    """A ball of matter around the LiDAR, a wall where the returns are: rendering leaves the ball without weight."""
+    config = tiny_config()
+    batch = batch_at(config, 1)
+    renderer = Renderer(config.model.render.model_copy(update={"temperature_v": 0.3, "samples": 96}))
+    y = torch.linspace(-6, 6, 64)
+    batch.return_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
+    batch.return_origins = torch.tensor([0.0, 0.0, 1.8]).expand(1, 64, 3)
+    batch.return_valid = batch.return_own = torch.ones(1, 64, dtype=torch.bool)
+    wall = wall_fields(config, 10.0)
+    grid = wall.grid
+    axes = [
+        torch.arange(n) * size + low + size / 2
+        for n, size, low in zip(grid.shape, grid.voxel_size, grid.lower, strict=True)
+    ]
+    ball = (torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) - batch.return_origins[0, 0]).norm(dim=-1) - 4.0
+    found = {}
+    with torch.no_grad():
+        for name, sdf in (("wall", wall.sdf), ("ball and wall", torch.minimum(wall.sdf, ball))):
+            found[name] = supervise_ranges(
+                Fields(sdf, wall.flow, grid), renderer, batch, config.loss.model_copy(update={"free_space": 1.0}),
+                step=10**6, far_sample=True, generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+    assert found["ball and wall"].ranges < 0.05
+    assert found["wall"].free < 0.01
+    # 4.2 m at its middle, none 4.2 m further, over the 9.6 m to a metre before the return: 0.92 m, less what voxels of
+    # 1.6 m round off at the middle.
+    assert 0.5 < found["ball and wall"].free < 0.92
 
 
 def test_matter_on_a_half_full_grid(tiny_config: Make) -> None:

@@ -83,6 +83,7 @@ def flow_loss(
     sampled: Int[Tensor, ""] | int,
     gamma_max: float = 20.0,
     balance: bool = True,
+    weights: Float[Tensor, "*rays"] | None = None,
 ) -> FlowLoss:
     """Eq. 11: both parts are sums over their rays divided by M_all, so γ = M_all / M_d makes the second a mean.
 
@@ -94,8 +95,12 @@ def flow_loss(
         sampled: M_all, the number of all sampled rays.
         gamma_max: upper bound of γ.
         balance: False leaves γ = 1 (no dynamic disentanglement).
+        weights: what each ray's error counts, 0..1, by the confidence of its cue; None: all of it. Which rays are
+            outliers, and how many rays there are, does not depend on it.
     """
     good_static, good_dynamic = inliers(errors, static), inliers(errors, dynamic)
+    if weights is not None:
+        errors = torch.where(good_static | good_dynamic, errors, torch.zeros_like(errors)) * weights
     zeros = torch.zeros_like(errors)
     m_static, m_dynamic = good_static.sum(), good_dynamic.sum()
     m_all = torch.zeros_like(m_dynamic).add(sampled).clamp_min(1)

@@ -1,4 +1,4 @@
-"""Scale-invariant range loss between rendered ranges and LiDAR returns (after Eigen et al.)."""
+"""What rays to returns should render: their range (scale-invariant, after Eigen et al.), at one place, past nothing."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,6 +9,10 @@ from train.losses.averages import masked_mean, valid_weights
 VARIANCE_FOCUS = 0.85
 _MIN_RANGE = 1e-3
 _MIN_VARIANCE = 1e-12
+FREE_M = 0.2
+"""What a ray has passed is so far from any matter: more than the distance at which a voxel counts as occupied."""
+FREE_UNTIL_M = 1.0
+"""So far before its return a ray is still in free space: one that grazes the ground is near it before it meets it."""
 
 
 def scale_invariant_loss(
@@ -56,3 +60,25 @@ def spread_loss(
     error = (distances.clamp_min(_MIN_RANGE).log() - safe_measured.log()[..., None]).abs()
     shares, kept = valid_weights(weights, valid[..., None].expand_as(weights))
     return masked_mean((shares * error).sum(dim=-1), valid & kept)
+
+
+def free_space_loss(
+    sdf: Float[Tensor, "*rays samples"],
+    distances: Float[Tensor, "*rays samples"],
+    measured: Float[Tensor, "*rays"],
+    valid: Bool[Tensor, "*rays"],
+) -> Float[Tensor, ""]:
+    """Mean of max(0, FREE_M - sdf), metres, over the samples that the valid rays passed before their returns.
+
+    Rendering alone does not ask for it: a ray that starts inside matter leaves it without any weight (a surface is
+    where signed distance falls), and renders its return all the same. Left alone for long, everything that only
+    outgoing rays cross fills up. A worked case: distances of -0.3, 0.1 and 0.5 m before the return cost 0.5, 0.1 and 0:
+    0.2 in the mean.
+
+    Args:
+        sdf: signed distance at the samples, metres; distances: of the samples along the ray, metres.
+        measured: ranges, metres; not a number removes the ray.
+        valid: rays to count.
+    """
+    passed = (valid & torch.isfinite(measured))[..., None] & (distances < measured[..., None] - FREE_UNTIL_M)
+    return masked_mean((FREE_M - sdf).clamp_min(0), passed)

@@ -93,6 +93,22 @@ def compare(
     return Comparison(warped=warped, identity=identity, valid=valid)
 
 
+def lowest(comparisons: list[Comparison]) -> Comparison:
+    """Several images as one: each ray is judged by the image, of those that it is valid in, that explains it best.
+
+    Identity losses likewise. One comparison is returned as it is.
+    """
+    if len(comparisons) == 1:
+        return comparisons[0]
+    valid = torch.stack([c.valid for c in comparisons])
+    warped, identity = (
+        torch.where(valid, loss, torch.full_like(loss, torch.inf)).amin(dim=0)
+        for loss in (torch.stack([c.warped for c in comparisons]), torch.stack([c.identity for c in comparisons]))
+    )
+    some = valid.any(dim=0)
+    return Comparison(torch.where(some, warped, torch.zeros_like(warped)), identity, some)
+
+
 @dataclass
 class PhotometricLoss:
     """The loss, and how many rays each neighbour compared, dropped and found stationary (identity was lower)."""
