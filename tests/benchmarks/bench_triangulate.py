@@ -70,13 +70,11 @@ def main() -> None:
     sky = ~np.isfinite(rows[:, 2]) | (rows[:, 2] > 1e3)
     off = np.abs(np.log(rows[~sky, 1] / rows[~sky, 2]))
     print(
-        f"{len(frames)} keyframes, {np.mean(counts):.0f} points each ({np.mean(np.array(counts) == 0):.0%} have none), ",
-        end="",
+        f"{len(frames)} keyframes, {np.mean(counts):.0f} points each ({np.mean(np.array(counts) == 0):.0%} have none), "
+        f"{1e3 * np.mean(seconds):.0f} ms of CPU a sample; {sky.mean():.1%} of the points lie before the sky"
     )
-    print(f"{1e3 * np.mean(seconds):.0f} ms of CPU a sample; {sky.mean():.1%} of the points lie before the sky")
-    print(
-        f"relative error of depth: median {np.median(off):.3f}, mean {off.mean():.3f}, 90 % below {np.quantile(off, 0.9):.3f}"
-    )
+    most = np.quantile(off, 0.9)
+    print(f"relative error of depth: median {np.median(off):.3f}, mean {off.mean():.3f}, 90 % below {most:.3f}")
     print("| camera | points | median | mean |\n|---|---|---|---|")
     for c in np.unique(rows[~sky, 0]):
         of = off[rows[~sky, 0] == c]
