@@ -161,7 +161,7 @@ def test_status_says_what_failed_and_what_is_under_way(store: CueStore, tiny: Si
             "to be made by the run that goes on (2)"
         )
         assert rows["a", "masks"].why.endswith("to be made by the run that goes on (1-2)")
-        assert rows["a", "images"].why == ""
+        assert rows["a", "images"].why == "no run was asked for it"
         assert rows["b", "init"].why == "failed: no calibration"
         assert found.run is not None
         assert (found.run.runs, found.run.planned, found.run.committed, found.run.failed) == (1, 6, 1, 2)
