@@ -86,8 +86,7 @@ class StageModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Float[Tensor, ""]:
         """One step of the method: predict the fields, render them, see what moves, compare with every cue (eq. 12)."""
-        loss, far, generator = self.config.loss, self.config.rays.far_sample, self._generator()
-        terms = LossTerms()
+        loss, generator, terms = self.config.loss, self._generator(), LossTerms()
         if self.images_only:
             return self._image_step(batch, terms)
 
@@ -98,53 +97,11 @@ class StageModule(pl.LightningModule):
         # What moves: rays whose flow cue disagrees with depth and ego-motion, on movable things (eq. 10).
         motion = self._motion(cast, batch)
 
-        # Photometric reprojection into an earlier and a later image (eq. 8); the earlier one judges static rays only,
-        # and so do images further on, which see what is hidden in the later one.
-        earlier_rays = motion.static if self._disentangled else cast.usable
-        earlier = compare_with(cast, batch.earlier, motion, earlier_rays)
-        later = compare_with(cast, batch.later, motion, cast.usable)
-        further = [compare_with(cast, view, motion, earlier_rays) for view in batch.further_views()]
-        photo = photometric_loss([earlier, lowest([later, *further])], loss.neighbours, loss.automask)
-        terms.add(
-            "photometric", photo.loss, loss.photometric,
-            compared=photo.rays, dropped=photo.dropped, stationary=photo.stationary,
-        )  # fmt: skip
-
-        # Optical flow, static and dynamic part (eqs. 9, 11); static things have no motion of their own.
+        self._add_photometric(terms, cast, motion, batch)
         if self.stage == 2:
-            if self.config.ablation.flow_supervision:
-                flow = supervise_flow(cast, batch, motion, self.config)
-                terms.add(
-                    "flow", flow.total, loss.flow,
-                    static=flow.static_rays, dynamic=flow.dynamic_rays, dropped=flow.dropped, gamma=flow.gamma,
-                )  # fmt: skip
-            if batch.moving_points is not None:
-                lifted, spots = supervise_lifted_flow(fields, batch)
-                terms.add("lifted_flow", lifted, loss.lifted_flow, spots=spots)
-            if batch.still_points is not None:
-                terms.add("lifted_still", supervise_still(fields, batch), loss.lifted_still)
-            if batch.instances is not None and loss.instance_flow:
-                rigid, on_instances = supervise_instances(cast, batch)
-                terms.add("instance_flow", rigid, loss.instance_flow, instances=on_instances)
-            if loss.splat:
-                splats = supervise_splat(fields, self.network, batch, cast, self.config, self._generator(purpose=2))
-                for name, (value, weight) in splats.values.items():
-                    terms.add(f"splat_{name}", value, loss.splat * weight)
-                terms.counts |= {f"splat_{name}": count for name, count in splats.counts.items()}
-            terms.add("dreg", calm_static(cast, motion, loss), loss.dreg)
-            terms.add("smooth_flow", smooth_flow(cast), loss.smooth_flow)
-
-        # LiDAR rays, cast from where they were measured.
+            self._add_motion(terms, fields, cast, motion, batch)
         if batch.return_points is not None:
-            rays = supervise_ranges(
-                fields, self.network.renderer, batch, loss,
-                step=self._anneal_step, far_sample=far, generator=generator,
-            )  # fmt: skip
-            terms.add("lidar", rays.ranges, loss.lidar, returns=rays.returns)
-            terms.add("lidar_spread", rays.spread, loss.lidar * loss.lidar_spread)
-            terms.add("free_space", rays.free, loss.free_space)
-            if fields.pixel_depth is not None and loss.pixel_depth:
-                terms.add("pixel_depth", supervise_pixel_depth(fields.pixel_depth, batch), loss.pixel_depth)
+            self._add_returns(terms, fields, batch, generator)
 
         # A signed distance field, smooth, with matter only where something was seen (eq. 15 and B.6).
         samples = loss.eikonal_samples
@@ -158,6 +115,58 @@ class StageModule(pl.LightningModule):
         self._record(terms, total)
         self._record_cast(cast, motion)
         return total
+
+    def _add_photometric(self, terms: LossTerms, cast: CameraCast, motion: Motion, batch: Batch) -> None:
+        """Reprojection into an earlier and a later image (eq. 8); the earlier one judges static rays only, and so do
+        images further on, which see what is hidden in the later one."""
+        loss = self.config.loss
+        earlier_rays = motion.static if self._disentangled else cast.usable
+        earlier = compare_with(cast, batch.earlier, motion, earlier_rays)
+        later = compare_with(cast, batch.later, motion, cast.usable)
+        further = [compare_with(cast, view, motion, earlier_rays) for view in batch.further_views()]
+        photo = photometric_loss([earlier, lowest([later, *further])], loss.neighbours, loss.automask)
+        terms.add(
+            "photometric", photo.loss, loss.photometric,
+            compared=photo.rays, dropped=photo.dropped, stationary=photo.stationary,
+        )  # fmt: skip
+
+    def _add_motion(self, terms: LossTerms, fields: Fields, cast: CameraCast, motion: Motion, batch: Batch) -> None:
+        """Optical flow, static and dynamic part (eqs. 9, 11), what else tells motion, and the calm of what stands."""
+        loss = self.config.loss
+        if self.config.ablation.flow_supervision:
+            flow = supervise_flow(cast, batch, motion, self.config)
+            terms.add(
+                "flow", flow.total, loss.flow,
+                static=flow.static_rays, dynamic=flow.dynamic_rays, dropped=flow.dropped, gamma=flow.gamma,
+            )  # fmt: skip
+        if batch.moving_points is not None:
+            lifted, spots = supervise_lifted_flow(fields, batch)
+            terms.add("lifted_flow", lifted, loss.lifted_flow, spots=spots)
+        if batch.still_points is not None:
+            terms.add("lifted_still", supervise_still(fields, batch), loss.lifted_still)
+        if batch.instances is not None and loss.instance_flow:
+            rigid, on_instances = supervise_instances(cast, batch)
+            terms.add("instance_flow", rigid, loss.instance_flow, instances=on_instances)
+        if loss.splat:
+            splats = supervise_splat(fields, self.network, batch, cast, self.config, self._generator(purpose=2))
+            for name, (value, weight) in splats.values.items():
+                terms.add(f"splat_{name}", value, loss.splat * weight)
+            terms.counts |= {f"splat_{name}": count for name, count in splats.counts.items()}
+        terms.add("dreg", calm_static(cast, motion, loss), loss.dreg)
+        terms.add("smooth_flow", smooth_flow(cast), loss.smooth_flow)
+
+    def _add_returns(self, terms: LossTerms, fields: Fields, batch: Batch, generator: torch.Generator) -> None:
+        """Rays to returns, cast from where they were measured."""
+        loss, far = self.config.loss, self.config.rays.far_sample
+        rays = supervise_ranges(
+            fields, self.network.renderer, batch, loss,
+            step=self._anneal_step, far_sample=far, generator=generator,
+        )  # fmt: skip
+        terms.add("lidar", rays.ranges, loss.lidar, returns=rays.returns)
+        terms.add("lidar_spread", rays.spread, loss.lidar * loss.lidar_spread)
+        terms.add("free_space", rays.free, loss.free_space)
+        if fields.pixel_depth is not None and loss.pixel_depth:
+            terms.add("pixel_depth", supervise_pixel_depth(fields.pixel_depth, batch), loss.pixel_depth)
 
     def _image_step(self, batch: Batch, terms: LossTerms) -> Float[Tensor, ""]:
         """A step of a stage's first part: what the current images alone say of depth, without a volume."""
