@@ -119,7 +119,7 @@ def choose_threshold(
     scores = {threshold: metric.compute().rayiou for threshold, metric in tally.sweep.items()}
     if not np.isfinite(list(scores.values())).all():
         raise EvaluationError(
-            f"{store}: none of the chosen keyframes has occupancy truth and LiDAR, from whose places its rays are cast; "
+            f"{store}: none of the chosen keyframes has occupancy truth and LiDAR, from where rays are cast; "
             "name other scenes, or a store of the same log that has LiDAR: a checkpoint runs on either"
         )
     return max(scores, key=lambda threshold: scores[threshold])
