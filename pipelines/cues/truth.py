@@ -61,12 +61,9 @@ def camera_truth(context: BlockContext, t: int, channel: str, network: bool = Fa
     return known
 
 
-@dataclass(frozen=True)
-class OccupancyTruth:
-    """Occupancy and its flow as the data set has them. `shape` (X, Y, Z) is used where a whole block has none."""
+class _Truth:
+    """What all truth has in common: it is made of the data set alone."""
 
-    shape: tuple[int, int, int] = (200, 200, 16)
-    name: ClassVar[str] = "occupancy"
     needs: ClassVar[tuple[str, ...]] = ()
 
     def config_digest(self) -> str:
@@ -76,6 +73,14 @@ class OccupancyTruth:
     def licence(self) -> str:
         """Truth stays under the data set's own licence."""
         return "as the data set"
+
+
+@dataclass(frozen=True)
+class OccupancyTruth(_Truth):
+    """Occupancy and its flow as the data set has them. `shape` (X, Y, Z) is used where a whole block has none."""
+
+    shape: tuple[int, int, int] = (200, 200, 16)
+    name: ClassVar[str] = "occupancy"
 
     def extract(self, context: BlockContext) -> CueBlock:
         """`occupancy/semantics` (T, X, Y, Z) u8, `occupancy/flow` (T, X, Y, Z, 2) m/s, `occupancy/valid` (T,)."""
@@ -108,19 +113,10 @@ class OccupancyTruth:
 
 
 @dataclass(frozen=True)
-class CameraTruth:
+class CameraTruth(_Truth):
     """Exact depth, instances, moving pixels and flow per camera image, on the grids of the cues."""
 
     name: ClassVar[str] = "camera"
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def config_digest(self) -> str:
-        """See CueExtractor."""
-        return parameters_digest(self, version=1)
-
-    def licence(self) -> str:
-        """Truth stays under the data set's own licence."""
-        return "as the data set"
 
     def extract(self, context: BlockContext) -> CueBlock:
         """The arrays of storage.schema.TRUTH["camera"]; `camera/valid` is 0 where an image has no truth."""
@@ -153,19 +149,10 @@ class CameraTruth:
 
 
 @dataclass(frozen=True)
-class BoxTruth:
+class BoxTruth(_Truth):
     """Labelled boxes of objects with their velocities, in each keyframe's ego frame."""
 
     name: ClassVar[str] = "boxes"
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def config_digest(self) -> str:
-        """See CueExtractor."""
-        return parameters_digest(self, version=1)
-
-    def licence(self) -> str:
-        """Truth stays under the data set's own licence."""
-        return "as the data set"
 
     def extract(self, context: BlockContext) -> CueBlock:
         """`boxes/table` (T, BOX_ROWS, 12) by `BOX_FIELDS`, `boxes/count` (T,), -1 where a keyframe is not labelled.
