@@ -12,6 +12,7 @@ from storage.reader import StoreReader
 from storage.store import CueStore, UnitId
 from storage.verify import verify
 from storage.work import unit_lock
+from tests.integration.contents import chunks
 
 
 def every_file(root: Path) -> dict[Path, bytes]:
@@ -37,7 +38,7 @@ def test_leftovers_of_every_kind_go(full_store: CueStore, tiny: SimpleNamespace)
     stray.parent.mkdir(parents=True)
     stray.write_bytes(b"of a scene that was never committed")
     assert {finding.kind for finding in verify(root)} == {"orphan", "temporary"}
-    sound = content_of(root)
+    sound = chunks(root)
 
     before = every_file(root)
     told = prune(root, dry_run=True)
@@ -49,18 +50,8 @@ def test_leftovers_of_every_kind_go(full_store: CueStore, tiny: SimpleNamespace)
     assert prune(root) == told
     assert verify(root) == []
     assert not (root / "scenes/lost").exists()
-    assert content_of(root) == sound
+    assert chunks(root) == sound
     assert prune(root) == []
-
-
-def content_of(root: Path) -> dict[str, bytes]:
-    """All that readers see, by unit and array."""
-    store = CueStore.open(root)
-    return {
-        f"{record.unit} {name}": array.tobytes()
-        for record in store.records()
-        for name, array in store.read_block(record.unit).items()
-    }
 
 
 def test_blocks_of_an_earlier_init_go_with_their_records(full_store: CueStore, tiny: SimpleNamespace) -> None:

@@ -3,6 +3,8 @@
 import json
 import shlex
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -198,14 +200,25 @@ def test_hostile_names_stay_text(
     assert page.errors == []
 
 
-def test_every_keyframe_can_be_browsed_and_rejected(
-    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
-) -> None:
-    server = make_server(inspection, Drawn(drawn), tmp_path)
+@contextmanager
+def served(inspection: Inspection, drawn: list[dict[str, Any]], folder: Path) -> Iterator[str]:
+    """The address of a server of the inspection, which ends with the block."""
+    server = make_server(inspection, Drawn(drawn), folder)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        page.open(f"http://127.0.0.1:{server.server_address[1]}/browse")
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_every_keyframe_can_be_browsed_and_rejected(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    with served(inspection, drawn, tmp_path) as address:
+        page.open(f"{address}/browse")
         page.wait("now !== null && document.getElementById('under').naturalWidth > 0")
         frame = "const f = document.getElementById('frame'); f.value = 3; f.dispatchEvent(new Event('input'))"
         page.run(frame)
@@ -228,10 +241,10 @@ def test_every_keyframe_can_be_browsed_and_rejected(
         assert page.run("document.getElementById('reject').textContent") == "reject keyframe"
         assert page.run("document.getElementById('legend').naturalWidth") > 100
         # The report of the same server knows the mark; the browsing page takes it back at the address it was made at.
-        page.open(f"http://127.0.0.1:{server.server_address[1]}/")
+        page.open(f"{address}/")
         page.wait("document.getElementById('count').textContent === '1 keyframe rejected'")
         assert page.run("document.getElementById('export').hidden") is True
-        page.open(f"http://127.0.0.1:{server.server_address[1]}/browse#scene=street-0&t=4&camera=CAM_LEFT")
+        page.open(f"{address}/browse#scene=street-0&t=4&camera=CAM_LEFT")
         page.wait("document.getElementById('reject').classList.contains('on') && now !== null")
         assert page.run("document.getElementById('title').textContent") == "street-0 · keyframe 4 of 0–5 · CAM_LEFT"
         page.run("document.dispatchEvent(new KeyboardEvent('keydown', { key: 'x' }))")
@@ -239,20 +252,13 @@ def test_every_keyframe_can_be_browsed_and_rejected(
         assert read_exclusions(tmp_path / "exclusions.json") == []
         assert page.run("document.getElementById('reject').classList.contains('on')") is False
         assert page.errors == []
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_the_served_report_writes_and_takes_back_at_once(
     inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
 ) -> None:
-    server = make_server(inspection, Drawn(drawn), tmp_path)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        page.open(f"http://127.0.0.1:{server.server_address[1]}/")
+    with served(inspection, drawn, tmp_path) as address:
+        page.open(f"{address}/")
         page.run("document.querySelector('button.reject').click()")
         page.wait("document.getElementById('count').textContent === '1 keyframe rejected'")
         first = drawn[0]
@@ -269,10 +275,6 @@ def test_the_served_report_writes_and_takes_back_at_once(
         page.wait("document.getElementById('note').textContent.startsWith('Not written')")
         assert page.run("document.querySelectorAll('button.reject.on').length") == 0
         assert len(page.errors) == 1, "the refused request alone"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_marks_of_the_page_and_of_the_store_are_the_same_kind(drawn: list[dict[str, Any]]) -> None:
