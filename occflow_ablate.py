@@ -45,12 +45,13 @@ class Material:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run: preset and overrides that all rows share, the rows (None: all), and how many seeds of each."""
+    """What to run: preset and overrides that all rows share, the rows (None: all), and how many seeds from which."""
 
     base: str = "ablation"
     overrides: tuple[str, ...] = ()
     rows: tuple[str, ...] | None = None
     seeds: int = 3
+    first_seed: int = 0
     budget_minutes: float | None = None
 
 
@@ -80,7 +81,7 @@ def run(
     wanted = list(dict.fromkeys(trained[row] for row in (plan.rows or rows())))
     with stop_on_sigterm(deadline) as stop:
         # Seed by seed: when time is up, every row has as many seeds as any other, give or take one.
-        for seed in range(plan.seeds):
+        for seed in range(plan.first_seed, plan.first_seed + plan.seeds):
             for row in wanted:
                 place = folder / "runs" / f"{row}-{seed}"
                 place.mkdir(parents=True, exist_ok=True)
@@ -190,6 +191,7 @@ def summarise(
     _write(folder / "summary.json", summary)
     given = "".join(f" --set {shlex.quote(override)}" for override in plan.overrides)
     command = f"python occflow_ablate.py --base {plan.base} --seeds {plan.seeds}{given}"
+    command += f" --first-seed {plan.first_seed}" if plan.first_seed else ""
     setting = f"Trained on {', '.join(material.training)}; held out: {', '.join(material.held_out)}."
     (folder / "summary.md").write_text(markdown(summary, command, setting))
     for table in console_tables(summary):
@@ -252,6 +254,9 @@ def main(
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Of every row; more of them later go on from here.")] = 3,
     rows: Annotated[str | None, typer.Option(help="Only these rows, comma-separated.")] = None,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="Where seeds begin; another machine may have those before.")
+    ] = 0,
     budget_minutes: Annotated[float | None, typer.Option(min=0, help="Stop in order after so long.")] = None,
     store: Annotated[str | None, typer.Option(help="A store with truth beside it; default: one is made.")] = None,
     scenes: Annotated[str | None, typer.Option(help="With --store: scenes to train on.")] = None,
@@ -261,7 +266,7 @@ def main(
 ) -> None:
     """The paper's ablation tables on held-out scenes; every invocation goes on where the last one stopped."""
     material = _given(store, names(scenes), names(held_out))
-    run(folder, out, Plan(base, tuple(set_ or ()), names(rows), seeds, budget_minutes), material)
+    run(folder, out, Plan(base, tuple(set_ or ()), names(rows), seeds, first_seed, budget_minutes), material)
     say("next: the same command again goes on; --seeds with a higher number narrows the intervals")
 
 

@@ -56,7 +56,9 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Same shape out as in."""
         y = self.dwconv(x).permute(0, 2, 3, 1)
-        y = self.gamma * self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
+        y = F.gelu(self.pwconv1(self.norm(y)))
+        # LayerScale as part of the second product's small matrix: no pass over the features, none over their gradient.
+        y = F.linear(y, self.gamma[:, None] * self.pwconv2.weight, self.gamma * self.pwconv2.bias)
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
 

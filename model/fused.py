@@ -18,6 +18,16 @@ from torch import Tensor
 Kernel = Literal["auto", "plain", "triton"]
 
 
+class LaunchShape(NamedTuple):
+    """How many queries one program of a kernel takes, at most, and by how many warps of 32 threads it is run."""
+
+    queries: int
+    warps: int
+
+
+FORWARD, BACKWARD = LaunchShape(32, 4), LaunchShape(16, 4)
+
+
 class FlatMaps(NamedTuple):
     """Feature maps of all levels, one after the other along `cells`, row-major: channels last throughout."""
 
@@ -113,7 +123,7 @@ class _Fused(torch.autograd.Function):
             places = places.contiguous()
         flags = None if seen is None else seen.contiguous().view(torch.uint8)
         out = values.new_empty(len(values), offsets.shape[-1], values.shape[-1], dtype=torch.float32)
-        grid, numbers, constants = _launch(values, offsets, places, flags)
+        grid, numbers, constants = _launch(values, offsets, places, flags, FORWARD)
         forward_kernel[grid](values, places, offsets, logits, flags, sizes, scales, out, *numbers, **constants)
         ctx.save_for_backward(values, offsets, logits, places, flags, sizes, scales, out)
         return out
@@ -124,7 +134,7 @@ class _Fused(torch.autograd.Function):
 
         values, offsets, logits, places, flags, sizes, scales, out = ctx.saved_tensors
         sums = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in (values, offsets, logits)]
-        grid, numbers, constants = _launch(values, offsets, places, flags)
+        grid, numbers, constants = _launch(values, offsets, places, flags, BACKWARD)
         backward_kernel[grid](
             values, places, offsets, logits, flags, sizes, scales, out, gradients[0].contiguous(), *sums,
             *numbers, **constants,
@@ -134,16 +144,16 @@ class _Fused(torch.autograd.Function):
 
 
 def _launch(
-    values: Tensor, offsets: Tensor, places: Tensor, flags: Tensor | None
+    values: Tensor, offsets: Tensor, places: Tensor, flags: Tensor | None, shape: LaunchShape
 ) -> tuple[tuple[int, int, int], tuple[int, ...], dict[str, Any]]:
     """Grid, numbers and compile-time constants of both kernels."""
     views, cells, width = values.shape
     frames, heads, levels, points, _, queries = offsets.shape
     dim = width // heads
-    block = min(64, max(16, 1 << (queries - 1).bit_length()))
+    block = min(shape.queries, max(16, 1 << (queries - 1).bit_length()))
     numbers = (queries, cells, points, views // frames, *places.stride()[:4])
     constants = {
         "HEADS": heads, "DIM": dim, "LEVELS": levels, "MASKED": flags is not None,
-        "BD": 1 << (dim - 1).bit_length(), "BQ": block,
+        "BD": 1 << (dim - 1).bit_length(), "BQ": block, "num_warps": shape.warps,
     }  # fmt: skip
     return (-(-queries // block), heads, views), numbers, constants

@@ -43,13 +43,18 @@ class HybridAttention(nn.Module):
         init_projection(self.value)
         init_projection(self.output)
 
-    def forward(self, planes: list[Float[Tensor, "b _queries dim"]]) -> list[Float[Tensor, "b _queries dim"]]:
-        """The update (without residual) of each plane's queries."""
-        if use_fused(self.kernel, planes[0]):
-            together = self.value(torch.cat(planes, dim=1)).split([tokens.shape[1] for tokens in planes], dim=1)
-            return [self._one_plane_fused(plane, tokens, together) for plane, tokens in enumerate(planes)]
-        maps = [to_map(self.value(tokens), shape) for tokens, shape in zip(planes, self.shapes, strict=True)]
-        return [self._one_plane(plane, tokens, maps) for plane, tokens in enumerate(planes)]
+    def forward(self, tokens: Float[Tensor, "b all_queries dim"]) -> Float[Tensor, "b all_queries dim"]:
+        """The update (without residual) of the queries of all planes, one plane after the other."""
+        planes, values = self._cut(tokens), self._cut(self.value(tokens))
+        if use_fused(self.kernel, tokens):
+            read = [self._one_plane_fused(plane, own, values) for plane, own in enumerate(planes)]
+        else:
+            maps = [to_map(value, shape) for value, shape in zip(values, self.shapes, strict=True)]
+            read = [self._one_plane(plane, own, maps) for plane, own in enumerate(planes)]
+        return self.output(torch.cat(read, dim=1))
+
+    def _cut(self, tokens: Float[Tensor, "b all_queries dim"]) -> Sequence[Float[Tensor, "b _queries dim"]]:
+        return tokens.split([first * second for first, second in self.shapes], dim=1)
 
     def _one_plane(
         self, plane: int, tokens: Float[Tensor, "b queries dim"], maps: list[Float[Tensor, "b dim _h _w"]]
@@ -58,7 +63,7 @@ class HybridAttention(nn.Module):
         offsets, logits = sampling_from(self.sampling, tokens, self.heads, len(order))
         references = getattr(self, f"references_{plane}")[None]
         values = [maps[other] for other in order]
-        return self.output(deformable_attention(values, references, offsets, softmax_over_samples(logits)))
+        return deformable_attention(values, references, offsets, softmax_over_samples(logits))
 
     def _one_plane_fused(
         self, plane: int, tokens: Float[Tensor, "b queries dim"], values: Sequence[Float[Tensor, "b _queries dim"]]
@@ -66,7 +71,7 @@ class HybridAttention(nn.Module):
         order = [(plane + step) % 3 for step in range(self.first, 3)]
         offsets, logits = sampling_from(self.sampling, tokens, self.heads, len(order))
         maps = FlatMaps(torch.cat([values[o] for o in order], dim=1), tuple(self.shapes[o] for o in order))
-        return self.output(fused_attention(maps, getattr(self, f"references_{plane}")[None], offsets, logits))
+        return fused_attention(maps, getattr(self, f"references_{plane}")[None], offsets, logits)
 
 
 class ImageFeatures(NamedTuple):
@@ -166,17 +171,18 @@ class TPVLayer(nn.Module):
         init_projection(self.value)
 
     def forward(
-        self, planes: list[Tensor], features: ImageFeatures, sights: Sequence[Visibility | PillarSight]
-    ) -> list[Float[Tensor, "n _queries dim"]]:
-        """One pass of eq. 3 over the three planes."""
-        updates = self.hybrid([self.hybrid_norm(tokens) for tokens in planes])
-        planes = [tokens + self.dropout(update) for tokens, update in zip(planes, updates, strict=True)]
+        self,
+        tokens: Float[Tensor, "n all_queries dim"],
+        features: ImageFeatures,
+        sights: Sequence[Visibility | PillarSight],
+    ) -> Float[Tensor, "n all_queries dim"]:
+        """One pass of eq. 3 over the queries of the three planes, one plane after the other."""
+        tokens = tokens + self.dropout(self.hybrid(self.hybrid_norm(tokens)))
         projected = features.project(self.value)
-        planes = [
-            tokens + self.dropout(attention(self.image_norm(tokens), projected, sight))
-            for tokens, attention, sight in zip(planes, self.image, sights, strict=True)
-        ]
-        return [tokens + self.dropout(self.ffn(self.ffn_norm(tokens))) for tokens in planes]
+        planes = self.image_norm(tokens).split([sight.cameras.shape[1] for sight in sights], dim=1)
+        seen = [look(own, projected, sight) for look, own, sight in zip(self.image, planes, sights, strict=True)]
+        tokens = tokens + self.dropout(torch.cat(seen, dim=1))
+        return tokens + self.dropout(self.ffn(self.ffn_norm(tokens)))
 
 
 class TPVEncoder(nn.Module):
@@ -216,7 +222,8 @@ class TPVEncoder(nn.Module):
         features = ImageFeatures.build(levels, STRIDES, join=fused)
         see = project_pillars if fused else see_pillars
         sights = [see(rig, getattr(self, f"pillars_{plane}")) for plane in range(3)]
-        planes = [queries.expand(len(rig.valid), -1, -1) for queries in self.queries]
+        tokens = torch.cat(tuple(self.queries)).expand(len(rig.valid), -1, -1)
         for layer in self.layers:
-            planes = layer(planes, features, sights)
+            tokens = layer(tokens, features, sights)
+        planes = tokens.split([len(queries) for queries in self.queries], dim=1)
         return to_volume([norm(tokens) for norm, tokens in zip(self.norms, planes, strict=True)], self.grid.shape)

@@ -47,7 +47,7 @@ def digest(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_MACHINE = {"accelerator", "devices", "checkpoint_seconds", "log_every", "progress"}
+_MACHINE = {"accelerator", "devices", "checkpoint_seconds", "log_every", "progress", "compile"}
 
 
 def distinct(digests: dict[str, str]) -> dict[str, str]:

@@ -31,6 +31,7 @@ from train.module import StageModule, stage_settings
 from train.pictures import Painter
 from train.progress import Reporter
 from train.selection import frames_again, training_frames, with_repeats
+from train.speed import compile_blocks, products
 from train.validate import Validator, validation_batches
 
 
@@ -84,6 +85,8 @@ def train(config: TrainConfig, *, resume: bool = False, stop: StopRequest | None
         keep_freed_memory()
     _prepare(config, resume)
     network = _initial_network(config)
+    if config.run.compile:
+        compile_blocks(network)
     results: list[StageResult] = []
     with nullcontext(stop) if stop is not None else stop_on_sigterm() as request:
         for stage in (1, 2) if config.ablation.two_stage else (2,):
@@ -113,7 +116,7 @@ def run_stage(
     frames = frames_again(state.frames, found_frames, reader)
     feed = StageFeed(config, stage, frames, state)
     keeper, callbacks = _callbacks(config, stage, network, feed, state, found, stop or StopRequest())
-    with _quiet(), deterministic(config.run.deterministic):
+    with _quiet(), deterministic(config.run.deterministic), products(config.run.precision):
         trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(config))
         total = stage_steps(stage_settings(config, stage), len(frames), config.run.batch * trainer.world_size, state)
         module = StageModule(config, stage, network.train(), total)
@@ -220,7 +223,7 @@ def _trainer_options(config: TrainConfig) -> dict[str, Any]:
         "accelerator": run.accelerator,
         "devices": devices,
         "num_nodes": nodes,
-        "precision": run.precision,
+        "precision": "32-true" if run.precision == "tf32" else run.precision,
         # Steps of the image side alone leave the rest without a gradient.
         "strategy": ("ddp_find_unused_parameters_true" if image_steps else "ddp") if several else "auto",
         "max_epochs": 1,

@@ -25,15 +25,15 @@ import torch
 
 import train.module
 from geometry.transforms import invert
-from model.backbone import ConvNeXtBlock
 from model.network import FrameInput, OccFlow
 from train.batch import Batch, FlowTarget, View
 from train.census import Census
 from train.config import TrainConfig, load_config
 from train.module import StageModule
+from train.speed import Precision, compile_blocks, products
 
 CAMERAS = 6
-SIZES = {"demo": ((64, 176), (64, 176)), "nuscenes": ((512, 1408), (256, 704))}
+SIZES = {"demo": ((64, 176), (64, 176)), "ablation": ((64, 176), (64, 176)), "nuscenes": ((512, 1408), (256, 704))}
 """Height and width of what the network sees and of what is rendered, by preset."""
 PARTS = (
     "cast_camera_rays", "separate_motion", "compare_with", "photometric_loss", "supervise_flow", "calm_static",
@@ -171,24 +171,15 @@ def timed_parts(module: StageModule, clock: Clock) -> Iterator[None]:
             setattr(train.module, name, original)
 
 
-def set_products(variant: str) -> None:
-    """TF32 on or off, for matrix products and convolutions."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = variant != "float32"
-
-
-def compile_blocks(network: OccFlow) -> None:
-    """Compile ConvNeXt block by block: blocks of one stage share their code, so that it takes seconds, not minutes."""
-    torch._dynamo.config.recompile_limit = 64
-    for block in network.backbone.modules():
-        if isinstance(block, ConvNeXtBlock):
-            block.compile(dynamic=False)
+def precision_of(variant: str) -> Precision:
+    """The trainer's name for it."""
+    return {"float32": "32-true", "tf32": "tf32"}.get(variant, "bf16-mixed")  # type: ignore[return-value]
 
 
 def measure(
     config: TrainConfig, stage: int, steps: int, batch: Batch, device: torch.device, variant: str
 ) -> tuple[Counter[str], float, float]:
     """Milliseconds per step by part, elapsed milliseconds per step, and peak memory in GiB (GPU only)."""
-    set_products(variant)
     torch.manual_seed(0)
     module = StageModule(config, stage, OccFlow(config.model).to(device), total_steps=steps)
     if variant == "compiled":
@@ -199,7 +190,7 @@ def measure(
     if clock.gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with timed_parts(module, clock):
+    with timed_parts(module, clock), products(precision_of(variant)):
         for step in range(steps + WARM_UP):
             if step == WARM_UP:
                 clock.spent()
@@ -234,6 +225,38 @@ def count(config: TrainConfig, stage: int, batch: Batch, device: torch.device) -
     print(f"  host waits: {sum(waits.values())}; {', '.join(f'{place} {n}' for place, n in waits.most_common())}")
 
 
+def profile(config: TrainConfig, stage: int, batch: Batch, device: torch.device, variant: str) -> None:
+    """Print the kernels that a step spends most time in, and how long the device was busy."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    module = StageModule(config, stage, OccFlow(config.model).to(device), total_steps=10)
+    if variant == "compiled":
+        compile_blocks(module.network)
+    mixed = torch.autocast(device.type, dtype=torch.bfloat16, enabled=variant in ("bf16", "compiled"))
+    optimiser = module.configure_optimizers()
+
+    def step() -> None:
+        optimiser.zero_grad()
+        with mixed:
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        optimiser.step()
+        torch.cuda.synchronize()
+
+    with products(precision_of(variant)):
+        for _ in range(WARM_UP):
+            step()
+        with record(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+            step()
+    kernels = [event for event in recorded.key_averages() if event.device_type == DeviceType.CUDA]
+    busy, launches = sum(k.self_device_time_total for k in kernels) / 1e3, sum(k.count for k in kernels)
+    print(f"{variant}: {launches} kernels, {busy:.1f} ms of device time; most of it in")
+    for kernel in sorted(kernels, key=lambda k: -k.self_device_time_total)[:40]:
+        print(f"  {kernel.self_device_time_total / 1e3:8.2f} ms {kernel.count:6d} x  {kernel.key[:110]}")
+
+
 def show(results: dict[str, tuple[Counter[str], float, float]], batch: int) -> None:
     """One column per variant; ratios against the first."""
     variants = list(results)
@@ -260,6 +283,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: float32; on a GPU all")
     parser.add_argument("--small", action="store_true", help="few channels, cells and rays, all layers and points")
     parser.add_argument("--count-only", action="store_true", help="operations and host waits, no times")
+    parser.add_argument("--profile", action="store_true", help="a GPU's kernels by time, of each variant")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as rays.grid=[8,22]")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -276,6 +300,9 @@ def main() -> None:
             continue
         results = {}
         for variant in variants:
+            if arguments.profile:
+                profile(config, stage, batch, device, variant)
+                continue
             try:
                 results[variant] = measure(config, stage, arguments.steps, batch, device, variant)
                 print(f"{variant}: {results[variant][1]:.1f} ms per step", flush=True)

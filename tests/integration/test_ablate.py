@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,17 @@ def test_seeds_come_in_turn_and_nothing_is_run_twice(drawn: list[tuple[str, int]
     assert "python occflow_ablate.py --base ablation --seeds 3\n" in page
     assert "Trained on a; held out: b." in page
     assert not list(tmp_path.rglob(".*.json.*")), "no half-written file stays"
+
+
+def test_a_second_machine_takes_the_seeds_after_the_first_ones(drawn: list[tuple[str, int]], tmp_path: Path) -> None:
+    wanted = ("camera_only", "camera_lidar")
+    run(tmp_path / "here", QUIET, Plan(rows=wanted, seeds=2), MATERIAL)
+    run(tmp_path / "there", QUIET, Plan(rows=wanted, seeds=1, first_seed=2), MATERIAL)
+    assert drawn[4:] == [("camera_only", 2), ("camera_lidar", 2)]
+    assert "--first-seed 2" in (tmp_path / "there" / "summary.md").read_text()
+    shutil.copytree(tmp_path / "there" / "runs", tmp_path / "here" / "runs", dirs_exist_ok=True)
+    assert run(tmp_path / "here", QUIET, Plan(rows=wanted, seeds=2), MATERIAL)["runs"] == 6
+    assert len(drawn) == 6, "what was copied is not run again"
 
 
 def test_all_rows_by_default(drawn: list[tuple[str, int]], tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Compiled blocks and reduced products: the same result within what rounding allows, and no switch left behind."""
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.backbone import ConvNeXtBlock, DropPath
+from model.config import BackboneConfig, ModelConfig
+from model.network import OccFlow
+from train.config import TrainConfig
+from train.loop import _trainer_options, train
+from train.speed import Precision, compile_blocks, products
+
+# The compiler asks every tensor for its gradient.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+
+GPU = torch.cuda.is_available()
+on_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+DEVICE = torch.device("cuda" if GPU else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def traceable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler cannot look through the annotation checks that tests put around every function."""
+    for part in (ConvNeXtBlock, DropPath):
+        monkeypatch.setattr(part, "forward", inspect.unwrap(part.forward))
+
+
+def network() -> OccFlow:
+    """A demo's network with a small ConvNeXt, whose LayerScale lets something through."""
+    backbone = BackboneConfig(dims=(16, 24, 32, 40), depths=(1, 2, 2, 1), layer_scale=0.5)
+    torch.manual_seed(0)
+    return OccFlow(ModelConfig.demo().model_copy(update={"backbone": backbone})).to(DEVICE)
+
+
+def levels_and_gradients(model: OccFlow, dtype: torch.dtype | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Features of two images, with and without gradients wanted, and the gradient of every weight of the backbone."""
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    model.zero_grad()
+    with torch.autocast(DEVICE.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.no_grad():
+            quiet = model.backbone(images)
+        found = model.backbone(images)
+        torch.stack([level.float().square().mean() for level in found]).sum().backward()
+    gradients = [parameter.grad for parameter in model.backbone.parameters() if parameter.grad is not None]
+    return [*(level.detach().float() for level in found), *(level.float() for level in quiet)], gradients
+
+
+def assert_close(one: list[Tensor], other: list[Tensor], share: float) -> None:
+    """Within `share` of each tensor's largest entry."""
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert b.abs().max() > 0
+        assert (a - b).abs().max() <= share * b.abs().max()
+
+
+def test_compiled_blocks_give_the_same() -> None:
+    """Traced and cut into forward and backward as for a GPU, with torch's own kernels in place of new ones."""
+    plain = levels_and_gradients(network(), None)
+    model = network()
+    assert compile_blocks(model, backend="aot_eager") == 6
+    compiled = levels_and_gradients(model, None)
+    for one, other in zip(compiled, plain, strict=True):
+        assert_close(one, other, 1e-5)
+    assert set(model.state_dict()) == set(network().state_dict()), "checkpoints keep their names"
+
+
+@on_gpu
+@pytest.mark.parametrize(("dtype", "share"), [(None, 1e-4), (torch.bfloat16, 4e-2)])
+def test_kernels_made_by_the_compiler_give_the_same(dtype: torch.dtype | None, share: float) -> None:
+    plain = levels_and_gradients(network(), dtype)
+    model = network()
+    compile_blocks(model)
+    for one, other in zip(levels_and_gradients(model, dtype), plain, strict=True):
+        assert_close(one, other, share)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16-mixed", "16-mixed", "32-true"])
+def test_switches_are_put_back(precision: Precision) -> None:
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    with products(precision):
+        assert [switch.allow_tf32 for switch in switches] == [precision != "32-true"] * 2
+    assert [switch.allow_tf32 for switch in switches] == before
+
+
+@on_gpu
+def test_reduced_products_are_reduced_and_no_more() -> None:
+    a, b = (torch.randn(256, 256, device=DEVICE) for _ in range(2))
+    exact = a.double() @ b.double()
+    errors = {}
+    for precision in ("32-true", "tf32"):
+        with products(precision):
+            errors[precision] = float(((a @ b) - exact).abs().max() / exact.abs().max())
+    assert errors["32-true"] < 1e-5 < errors["tf32"] < 2e-3
+
+
+def test_trainer_knows_every_precision(tiny_config: Callable[..., TrainConfig]) -> None:
+    for precision in ("32-true", "tf32", "bf16-mixed", "16-mixed"):
+        config = tiny_config(run={"precision": precision})
+        assert _trainer_options(config)["precision"] == ("32-true" if precision == "tf32" else precision)
+
+
+def test_a_compiled_run_is_the_same_run(
+    tiny_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From `run.compile` to losses, checkpoints and the averaged network."""
+    asked = []
+    monkeypatch.setattr("train.loop.compile_blocks", lambda model: asked.append(compile_blocks(model, "aot_eager")))
+    changes = {"stage1": {"max_steps": 2}, "stage2": {"max_steps": 1}, "optimiser": {"ema": 0.9}}
+    backbone = {"kind": "convnext", "layer_scale": 0.5}
+    losses = []
+    for compiled in (False, True):
+        config = tiny_config(run={"compile": compiled}, model={"backbone": backbone}, **changes)
+        config = config.model_copy(update={"out": config.out.with_name(f"run-{compiled}")})
+        result = train(config)
+        assert result.finished
+        assert (result.checkpoint / "model.safetensors").is_file()
+        losses.append([loss for stage in result.stages for loss in stage.losses])
+    assert asked == [sum(config.model.backbone.depths)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
