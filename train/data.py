@@ -13,8 +13,9 @@ from storage.reader import StoreReader
 from storage.schema import MASK_TABLE_ROWS, StoreAttributes
 from train.batch import Batch, FlowTarget, View, collate, stack
 from train.config import TrainConfig
-from train.frames import ByteCache, CachedScene, average_blocks, render_factor
+from train.frames import SINGLE_USE, ByteCache, CachedScene, average_blocks, render_factor
 from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
+from train.order import EpochOrder
 from train.points import PointCues
 from train.sampler import StepSampler
 from train.selection import Exclusion, marked_frames, needed_cues
@@ -53,8 +54,10 @@ class KeyframeDataset(Dataset[Batch]):
             self._cache = ByteCache(self._cache_bytes)
             self._factor = render_factor(self._reader)
         if name not in self._scenes:
+            # Where near keyframes are drawn together, what no other sample reads would push out what others do.
+            once = SINGLE_USE if self.config.data.locality.block else frozenset[str]()
             self._scenes[name] = CachedScene(
-                self._reader.scene(name), self._cache, self._factor, self._attributes.render_size
+                self._reader.scene(name), self._cache, self._factor, self._attributes.render_size, once
             )
         return self._scenes[name]
 
@@ -238,7 +241,8 @@ def build_loader(
     """
     workers = config.data.workers
     dataset = KeyframeDataset(config, stage, frames, config.data.cache_mb * 2**20 // max(1, workers))
-    sampler = StepSampler(len(frames), config.run.batch, config.seed, stage, steps, first, rank, world)
+    order = EpochOrder(frames, config.seed, stage, config.data.locality)
+    sampler = StepSampler(order, config.run.batch, steps, first, rank, world)
     return DataLoader(
         dataset,
         batch_sampler=sampler,

@@ -10,7 +10,7 @@ from train.checkpoint import TrainingState
 from train.config import TrainConfig
 from train.data import build_loader
 from train.module import StageModule
-from train.sampler import epoch_order
+from train.order import EpochOrder
 from train.settings import StageConfig
 
 _ENDLESS = 10**9
@@ -76,8 +76,8 @@ class StageFeed(pl.LightningDataModule):
         batch, frames = self.config.run.batch, len(self.frames)
         first = self._first + (step - self._state.step) * self._global_batch + self.trainer.global_rank * batch
         draws = [divmod(draw, frames) for draw in range(first, first + batch)]
-        seed, stage = self.config.seed, self.stage
-        return [self.frames[int(epoch_order(frames, seed, stage, epoch)[place])] for epoch, place in draws]
+        order = EpochOrder(self.frames, self.config.seed, self.stage, self.config.data.locality)
+        return [self.frames[int(order(epoch)[place])] for epoch, place in draws]
 
     def by_scene(self) -> dict[str, list[int]]:
         """The keyframes as a checkpoint keeps them."""

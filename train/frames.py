@@ -47,6 +47,10 @@ class ByteCache:
         return value
 
 
+SINGLE_USE = frozenset({"next", "prev", "aux", "sweep"})
+"""Kinds of frames that hardly another sample reads than that of their own keyframe."""
+
+
 @dataclass(frozen=True)
 class StoredFlow:
     """A flow cue of one camera: int16 (2, h, w) in 1/64 render pixel, known (h, w), how sure it is (h, w; 255 = sure),
@@ -85,11 +89,19 @@ def average_blocks(image: UInt8[np.ndarray, "*any H W"], factor: int) -> UInt8[n
 class CachedScene:
     """One scene's decoded frames. `t` keyframe, `c` camera, `p` sweep slot, as in the store."""
 
-    def __init__(self, scene: SceneReader, cache: ByteCache, factor: int, render_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        scene: SceneReader,
+        cache: ByteCache,
+        factor: int,
+        render_size: tuple[int, int],
+        once: frozenset[str] = frozenset(),
+    ) -> None:
+        """`once`: kinds that are not kept."""
         self.name = scene.name
         self.table: SceneTable = scene.table
         self.render_size = render_size
-        self._scene, self._cache, self._factor = scene, cache, factor
+        self._scene, self._cache, self._factor, self._once = scene, cache, factor, once
 
     def has(self, cue: str, t: int) -> bool:
         """Whether the cue is committed at this keyframe."""
@@ -106,7 +118,8 @@ class CachedScene:
         if kind == "lidar":
             return (self.name, kind, t) in self._cache
         cameras = np.flatnonzero(self.table.camera_valid[t])
-        return all((self.name, kind, t, *slot, int(c)) in self._cache for c in cameras)
+        kinds = ("render", "image") if kind == "render" else (kind,)  # one is made of the other
+        return all(any((self.name, k, t, *slot, int(c)) in self._cache for k in kinds) for c in cameras)
 
     def image(self, t: int, c: int) -> UInt8[np.ndarray, "H W 3"]:
         """RGB at network size."""
@@ -120,7 +133,7 @@ class CachedScene:
         """Keyframe image at render size: network pixels averaged."""
 
         def make() -> tuple[np.ndarray, ...]:
-            return (average_blocks(_planes(self._scene.image(t, c)), self._factor),)
+            return (average_blocks(_planes(self.image(t, c)), self._factor),)
 
         return self._cache.get((self.name, "render", t, c), make)[0]
 
@@ -130,7 +143,7 @@ class CachedScene:
         def make() -> tuple[np.ndarray, ...]:
             return (_planes(self._scene.sweep_image(t, p, c)),)
 
-        return self._cache.get((self.name, "sweep", t, p, c), make)[0]
+        return make()[0] if "sweep" in self._once else self._cache.get((self.name, "sweep", t, p, c), make)[0]
 
     def movable(self, t: int, c: int, min_score: float) -> Bool[np.ndarray, "h w"]:
         """Where a movable thing is, at render size."""
@@ -185,7 +198,8 @@ class CachedScene:
             known = (cue.flow[0] != INVALID_FLOW) & (cue.confidence >= min_confidence) & (cue.target_frame >= 0)
             return np.array(cue.flow), known, np.array(cue.confidence), np.array([cue.target_frame, cue.target_sweep])
 
-        flow, known, confidence, target = self._cache.get((self.name, slot, t, c), make)
+        kept = make() if slot in self._once else self._cache.get((self.name, slot, t, c), make)
+        flow, known, confidence, target = kept
         return StoredFlow(flow, known, confidence, int(target[0]), int(target[1]))
 
     def lidar(self, t: int) -> tuple[Float32[np.ndarray, "n 3"], Float32[np.ndarray, " 3"]]:

@@ -2,19 +2,15 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 from torch.utils.data import Sampler
 
-
-def epoch_order(frames: int, seed: int, stage: int, epoch: int) -> np.ndarray:
-    """The permutation of 0..frames-1 in which an epoch goes through the keyframes."""
-    return np.random.default_rng([seed, stage, epoch, 1]).permutation(frames)
+from train.order import EpochOrder
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Keys (draw, frame) of the batches of one process, for `steps` steps.
 
-    Draw d is number `d % frames` of the order of epoch `d // frames`, which depends on seed, stage and epoch alone. A
+    Draw d is number `d % frames` of the order of epoch `d // frames` (see `EpochOrder`). A
     step takes `world * batch` draws in a row, process `rank` the `rank`-th `batch` of them. So
 
     - every epoch holds every keyframe exactly once, over all processes together, and no two processes share a draw;
@@ -34,24 +30,21 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, frames: int, batch: int, seed: int, stage: int, steps: int, first: int = 0, rank: int = 0, world: int = 1
+        self, order: EpochOrder, batch: int, steps: int, first: int = 0, rank: int = 0, world: int = 1
     ) -> None:
-        if frames < 1 or not 0 <= rank < world:
-            raise ValueError(f"a sampler needs keyframes and a rank below world, got {frames}, {rank} of {world}")
-        self.frames, self.batch, self.seed, self.stage = frames, batch, seed, stage
+        if not 0 <= rank < world:
+            raise ValueError(f"a sampler needs a rank below world, got {rank} of {world}")
+        self.order, self.batch = order, batch
         self.steps, self.first, self.rank, self.world = max(0, steps), first, rank, world
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.arange(0)
         for step in range(self.steps):
             keys = []
             for b in range(self.batch):
                 draw = self.first + (step * self.world + self.rank) * self.batch + b
-                if draw // self.frames != epoch:
-                    epoch = draw // self.frames
-                    order = epoch_order(self.frames, self.seed, self.stage, epoch)
-                keys.append((draw, int(order[draw % self.frames])))
+                epoch, place = divmod(draw, len(self.order))
+                keys.append((draw, int(self.order(epoch)[place])))
             yield keys

@@ -46,6 +46,17 @@ class DynamicConfig(Section):
     """File of scores; default `<store>.dynamics.json` beside the store."""
 
 
+class LocalityConfig(Section):
+    """Near keyframes close together in an epoch, so that a frame that several samples share is decoded once
+    (`train.order`). `data.cache_mb` must hold the images of lanes x block keyframes; what one sample alone reads is
+    then not kept."""
+
+    block: NonNegativeInt = 0
+    """Keyframes of a scene in a row that are drawn at about the same time, in random order; 0: all are mixed."""
+    lanes: PositiveInt = 8
+    """Blocks that are open at a time. Best a multiple of processes x `data.workers` x `run.batch`."""
+
+
 class DataConfig(Section):
     """What is read from the store."""
 
@@ -62,6 +73,7 @@ class DataConfig(Section):
     """Loader processes, started by spawn; 0 reads in the training process."""
     cache_mb: NonNegativeInt = 1024
     """Decoded frames kept in memory, all workers together."""
+    locality: LocalityConfig = LocalityConfig()
     neighbour: NeighbourConfig = NeighbourConfig()
     dynamic: DynamicConfig = DynamicConfig()
     backward_cue: Literal["aux", "prev"] = "aux"

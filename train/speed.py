@@ -19,15 +19,13 @@ def products(precision: Precision) -> Iterator[None]:
     Under autocast some stay in float32, and there the 7 bits of the others are the coarser ones. Geometry is never a
     matrix product (`geometry/transforms.py`).
     """
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = precision != "32-true"
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision != "32-true"
     try:
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def compile_blocks(network: OccFlow, backend: str = "inductor") -> int:

@@ -22,6 +22,7 @@ from train.config import TrainConfig, load_config
 from train.dynamics import MotionRule, moves, score_store
 from train.frames import ByteCache, CachedScene, render_factor
 from train.neighbours import Neighbour, view_geometry
+from train.order import EpochOrder
 from train.rays import draw_ray_grid
 from train.sampler import StepSampler
 from train.selection import training_frames, with_repeats
@@ -71,7 +72,7 @@ class Rays:
         """(steps, 2): share of the rays of each step that is dynamic, and that truly moves."""
         run, rays, size = self.config.run, self.config.rays, self.reader.attributes.render_size
         found = []
-        for step, keys in enumerate(StepSampler(len(frames), run.batch, self.config.seed, 2, steps)):
+        for step, keys in enumerate(StepSampler(EpochOrder(frames, self.config.seed, 2), run.batch, steps)):
             generator = torch.Generator().manual_seed(step)
             grid = draw_ray_grid(size, rays.grid, rays.strides, generator)
             parts = [self.of(*frames[entry]) for _, entry in keys]

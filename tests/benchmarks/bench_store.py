@@ -5,8 +5,9 @@ with confidence, masks and LiDAR. Samples are drawn at random from a store: `--s
 made in `--folder` (kept there; about two minutes the first time, `--profile small` for the other profile).
 
 Rows, CPU milliseconds per sample with one thread (the fastest of `--passes` passes, readers taking turns): the floor,
-which decodes the very same bytes from memory, without reading or checking; the project's reader; plain .jpg, .png, .npy
-files; zarr-python; and, in an interpreter of their own, containers of samples that were assembled beforehand. Bytes are
+which decodes the very same bytes from memory, without reading or checking; the project's reader, samples at random and
+as `data.locality` draws them (images that several samples share are kept while their block is open); plain .jpg, .png,
+.npy files; zarr-python; and, in an interpreter of their own, containers of samples assembled beforehand. Bytes are
 those on disk: pre-assembled samples hold a keyframe once for every sample that it is part of. `cold`: the files'
 clean pages are dropped by posix_fadvise(POSIX_FADV_DONTNEED) before every sample (no root needed; a disk's or
 hypervisor's own cache stays warm), milliseconds by the clock. `bucket`: the same store behind an S3 server (moto, one
@@ -42,20 +43,24 @@ from pathlib import Path
 
 from store_loader import hand_over, sample_bytes, tensor_by_tensor, training_loader
 from store_peers import FORMATS, Body, cpu_ms, decode, one_thread, tree_bytes, write_samples
-from store_samples import Sample, bodies, forget, ours, plain_files, plan_samples, used_bytes, zarr_python
+from store_samples import Sample, bodies, forget, ours, ours_near, plain_files, plan_samples, used_bytes, zarr_python
 from store_scaling import scaling_rows
 
 from storage.commit import record_units
 from storage.layout import INIT, UnitId
 from storage.reader import StoreReader
 from storage.store import CueStore, Provenance
+from train.settings import LocalityConfig
 
 Read = Callable[[int], object]
 MB = 1e6
+NEAR = "the same, near ones together"
+LOCALITY = LocalityConfig(block=12, lanes=2)
+"""`data.locality` of that row; the cache has room for its open blocks alone."""
 TABLES = ("warm", "peers", "cold", "bucket", "loader", "scaling")
 
 
-def make_store(folder: Path, profile: str) -> Path:
+def make_store(folder: Path, profile: str, keyframes: int) -> Path:
     """A synthetic nuScenes log of six cameras, 256x704 for the network, and its cues; what is there is kept."""
     from rich.console import Console
 
@@ -64,14 +69,15 @@ def make_store(folder: Path, profile: str) -> Path:
     from pipelines.synth import write_log
     from pipelines.synth.config import SynthConfig
 
-    synth = SynthConfig(scenes=2, val_scenes=0, keyframes=5, width=704, height=396, truth=False)
-    if not (folder / "log" / "made").exists():
-        write_log(folder / "log", synth, dataset="nuscenes", console=Console(quiet=True))
-        (folder / "log" / "made").touch()
+    synth = SynthConfig(scenes=2, val_scenes=0, keyframes=keyframes, width=704, height=396, truth=False)
+    log, store = folder / f"log{keyframes}", folder / f"{profile}{keyframes}.zarr"
+    if not (log / "made").exists():
+        write_log(log, synth, dataset="nuscenes", console=Console(quiet=True))
+        (log / "made").touch()
     config = CuesConfig.model_validate(
         {
-            "dataset": {"kind": "nuscenes", "root": folder / "log"},
-            "store": folder / f"{profile}.zarr",
+            "dataset": {"kind": "nuscenes", "root": log},
+            "store": store,
             "sizes": {"network": [256, 704], "render": [128, 352]},
             "cues": {
                 "images": {},
@@ -87,7 +93,7 @@ def make_store(folder: Path, profile: str) -> Path:
         }
     )
     extract_log(config)
-    return folder / f"{profile}.zarr"
+    return store
 
 
 def row(name: str, ms: float | str, floor: float, size: float | str, access: str) -> None:
@@ -109,12 +115,15 @@ def warm_rows(store: Path, samples: Sequence[Sample], coded: list[list[Body]], f
         "jpg + png + npy files": plain_files(files, samples, coded),
         "zarr-python": zarr_python(store, samples),
     }
-    found = cpu_ms({name: (read, order) for name, read in readers.items()}, passes)
+    sources = {name: (read, order) for name, read in readers.items()}
+    sources[NEAR] = ours_near(store, samples, LOCALITY)
+    found = cpu_ms(sources, passes)
     held = sum(len(data) for data in {id(body[3]): body[3] for sample in coded for body in sample}.values())
-    sizes = dict.fromkeys(readers, used_bytes(store, samples))
+    sizes = dict.fromkeys(sources, used_bytes(store, samples))
     sizes |= {"floor: decode from memory": held, "jpg + png + npy files": tree_bytes(files)}
+    access = {NEAR: f"random within {LOCALITY.lanes} blocks of {LOCALITY.block} keyframes"}
     for name, ms in found.items():
-        row(name, ms, found["floor: decode from memory"], sizes[name], "random")
+        row(name, ms, found["floor: decode from memory"], sizes[name], access.get(name, "random"))
 
 
 def peer_rows(python: Path | None, coded: list[list[Body]], passes: int) -> None:
@@ -232,6 +241,7 @@ def main() -> None:
     )
     parser.add_argument("--store", type=Path, help="a cue store to read instead")
     parser.add_argument("--profile", default="fast", choices=("fast", "small"), help="of the synthetic store")
+    parser.add_argument("--keyframes", type=int, default=5, help="of each of its two scenes")
     parser.add_argument("--peers", type=Path, help="interpreter that has WebDataset, MosaicML streaming, LitData")
     parser.add_argument("--samples", type=int, default=40, help="at most so many samples")
     parser.add_argument("--passes", type=int, default=5)
@@ -243,7 +253,7 @@ def main() -> None:
     files = Path(tempfile.mkdtemp(dir=options.folder))
     one_thread()
     try:
-        store = options.store or make_store(own, options.profile)
+        store = options.store or make_store(own, options.profile, options.keyframes)
         reader = StoreReader(store)
         samples = plan_samples(reader, options.samples)
         coded = bodies(store, samples)

@@ -14,7 +14,10 @@ from store_peers import Body, decode
 from storage.chunks import ChunkReader
 from storage.layout import UnitId
 from storage.queue import queue_keyframes
-from storage.reader import StoreReader
+from storage.reader import SceneReader, StoreReader
+from train.frames import ByteCache
+from train.order import EpochOrder
+from train.settings import LocalityConfig
 
 QUEUE = 3
 """Keyframes that the network sees at once."""
@@ -106,21 +109,54 @@ def ours(path: Path | str, samples: Sequence[Sample]) -> Callable[[int], object]
         sample = samples[number]
         scene = reader.scene(sample.scene)
         scene.prefetch({(item.cue, item.t) for item in sample.items})
+        return [_read_item(scene, item) for item in sample.items if not item.array.endswith(READ_BESIDE)]
+
+    return read
+
+
+READ_BESIDE = ("lidar/cameras", "/confidence")
+"""Arrays that come with another one's call, as a flow's confidence does."""
+
+
+def _read_item(scene: SceneReader, item: Item) -> object:
+    if item.array == "images":
+        return scene.image(item.t, *item.rest)
+    if item.array == "sweeps/images":
+        return scene.sweep_image(item.t, *item.rest)
+    if item.array.endswith("/flow"):
+        return scene.flow(item.cue.removeprefix("flow_"), item.t, *item.rest)
+    if item.array == "masks/instance":
+        return scene.masks(item.t, *item.rest)
+    return scene.lidar(item.t) if item.array == "lidar/points" else None
+
+
+def ours_near(
+    path: Path, samples: Sequence[Sample], locality: LocalityConfig
+) -> tuple[Callable[[int], object], list[int]]:
+    """The same as `data.locality` draws it, and the order: images go through training's cache, which holds no more than
+    the open blocks and is empty at the beginning of the order."""
+    reader = StoreReader(path)
+    order = [int(k) for k in EpochOrder([(s.scene, s.t) for s in samples], 0, 2, locality)(0)]
+    height, width = reader.attributes.network_size
+    room = locality.lanes * (locality.block + QUEUE) * len(reader.attributes.cameras) * height * width * 3
+    caches = [ByteCache(room)]
+
+    def read(number: int) -> list[object]:
+        if number == order[0]:
+            caches[0] = ByteCache(room)
+        sample, cache = samples[number], caches[0]
+        scene = reader.scene(sample.scene)
+        wanted = [item for item in sample.items if (sample.scene, item) not in cache]
+        scene.prefetch({(item.cue, item.t) for item in wanted})
         got: list[object] = []
         for item in sample.items:
             if item.array == "images":
-                got.append(scene.image(item.t, *item.rest))
-            elif item.array == "sweeps/images":
-                got.append(scene.sweep_image(item.t, *item.rest))
-            elif item.array.endswith("/flow"):
-                got.append(scene.flow(item.cue.removeprefix("flow_"), item.t, *item.rest))
-            elif item.array == "masks/instance":
-                got.append(scene.masks(item.t, *item.rest))
-            elif item.array == "lidar/points":
-                got.append(scene.lidar(item.t))
+                got.append(cache.get((sample.scene, item), lambda s=scene, i=item: (s.image(i.t, *i.rest),))[0])
+            elif not item.array.endswith(READ_BESIDE):
+                got.append(_read_item(scene, item))
         return got
 
-    return read
+    return read, order
 
 
 def zarr_python(path: Path, samples: Sequence[Sample]) -> Callable[[int], object]:

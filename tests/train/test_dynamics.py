@@ -19,6 +19,7 @@ from train.config import ConfigError, TrainConfig
 from train.dynamics import MotionRule, moves, score_store
 from train.interrupt import StopRequest
 from train.loop import train
+from train.order import EpochOrder
 from train.sampler import StepSampler
 from train.selection import frames_again, training_frames, with_repeats
 
@@ -166,7 +167,7 @@ def test_an_epoch_holds_dynamic_keyframes_more_often(scored: Callable[..., Train
 
 def test_over_processes_an_epoch_still_holds_each_entry_once(scored: Callable[..., TrainConfig]) -> None:
     frames = epoch(scored())
-    shares = [list(StepSampler(len(frames), 2, 0, 2, 40, first=3, rank=rank, world=3)) for rank in range(3)]
+    shares = [list(StepSampler(EpochOrder(frames, 0, 2), 2, 40, first=3, rank=rank, world=3)) for rank in range(3)]
     keys = [key for step in zip(*shares, strict=True) for share in step for key in share]
     assert [draw for draw, _ in keys] == list(range(3, 3 + len(keys)))
     whole = [entry for draw, entry in keys if draw // len(frames) == 1]
