@@ -164,10 +164,9 @@ class ModelConfig(_Section):
     refine: RefineConfig = RefineConfig()
     heads: HeadConfig = HeadConfig()
     render: RenderConfig = RenderConfig()
-    attention: Literal["auto", "plain", "triton"] = "plain"
+    attention: Literal["auto", "plain", "triton"] = "auto"
     """How deformable attention is computed, with the same result: `triton` is one fused kernel, `plain` is PyTorch,
-    `auto` takes the kernel on a GPU where triton is installed. It has run in triton's interpreter only: until it was
-    measured on a GPU, it has to be asked for."""
+    `auto` takes the kernel on a GPU where triton is installed, unless the same bits are asked for every time."""
     occupancy_threshold: float = 0.1
     """Occupied where sdf <= this many metres."""
 

@@ -136,6 +136,17 @@ def test_who_asks_for_triton_where_it_cannot_run_is_told(monkeypatch: pytest.Mon
         use_fused("triton", torch.zeros(1))
 
 
+def test_same_bits_every_time_are_not_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backward pass adds up in any order."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    on_gpu = torch.zeros(1, device="meta")
+    monkeypatch.setattr(torch.Tensor, "device", property(lambda tensor: torch.device("cuda")))
+    assert use_fused("auto", on_gpu)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert not use_fused("auto", on_gpu)
+    assert use_fused("triton", on_gpu), "who asks for it gets it"
+
+
 def test_references_are_constants() -> None:
     references = torch.zeros(1, 1, 1, 2, 1, requires_grad=True)
     maps = FlatMaps.join([torch.zeros(1, 2, 3, 3)])

@@ -10,8 +10,11 @@ from torch import Tensor
 from model.backbone import ConvNeXtBlock, DropPath
 from model.config import BackboneConfig, ModelConfig
 from model.network import OccFlow
+from train.batch import collate
 from train.config import TrainConfig
+from train.data import KeyframeDataset
 from train.loop import _trainer_options, train
+from train.module import StageModule
 from train.speed import Precision, compile_blocks, products
 
 # The compiler asks every tensor for its gradient.
@@ -96,6 +99,31 @@ def test_reduced_products_are_reduced_and_no_more() -> None:
         with products(precision):
             errors[precision] = float(((a @ b) - exact).abs().max() / exact.abs().max())
     assert errors["32-true"] < 1e-5 < errors["tf32"] < 2e-3
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_mixed_precision_takes_the_same_step(tiny_config: Callable[..., TrainConfig], stage: int) -> None:
+    """Rendering, losses and geometry are not rounded: every loss is the same to two thousandths, and every part of the
+    network is sent the same way."""
+    config = tiny_config()
+    batch = collate([KeyframeDataset(config, stage, [("a", 1)], 2**24)[0, 0]]).to(DEVICE)
+    numbers, gradients = [], []
+    for mixed in (False, True):
+        torch.manual_seed(0)
+        module = StageModule(config, stage, OccFlow(config.model).to(DEVICE), total_steps=10)
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=mixed):
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        numbers.append(module.numbers)
+        gradients.append({name: p.grad for name, p in module.network.named_parameters() if p.grad is not None})
+    assert numbers[1] == pytest.approx(numbers[0], rel=2e-3, abs=1e-4)
+    assert numbers[1] != numbers[0], "nothing was rounded: this test is idle"
+    assert gradients[0].keys() == gradients[1].keys()
+    for part in ("backbone", "pyramid", "tpv", "fusion", "refine", "sdf_head", *(["flow_head"] if stage == 2 else [])):
+        names = [name for name in gradients[0] if name.startswith(part)]
+        exact, rounded = (torch.cat([found[name].flatten() for name in names]) for found in gradients)
+        assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.98, part
+        assert float(rounded.norm()) == pytest.approx(float(exact.norm()), rel=0.02)
 
 
 def test_trainer_knows_every_precision(tiny_config: Callable[..., TrainConfig]) -> None:
