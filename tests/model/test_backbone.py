@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.backbone import ConvNeXt, DropPath, load_official_weights
+from model.backbone import ConvNeXt, ConvNeXtBlock, DropPath, load_official_weights
 from model.config import BackboneConfig
 from model.fpn import FeaturePyramid
 
@@ -36,6 +36,26 @@ def _official_file(path: Path, config: BackboneConfig = SMALL, wrap: str | None 
     entries = {prefix + name: torch.randn(shape) for name, shape in shapes.items()}
     torch.save({wrap: entries} if wrap else entries, path)
     return entries
+
+
+def test_a_block_is_what_the_paper_writes() -> None:
+    """Norm, product, GELU, product, LayerScale one after the other, in float64: result and every gradient. The block has
+    scales and shifts inside its products."""
+    torch.manual_seed(0)
+    block = ConvNeXtBlock(6, drop_path=0.0, layer_scale=0.3).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64, requires_grad=True)
+    y = block.dwconv(x).permute(0, 2, 3, 1)
+    y = block.gamma * block.pwconv2(torch.nn.functional.gelu(block.pwconv1(block.norm(y))))
+    expected, found = x + y.permute(0, 3, 1, 2), block(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weight, leaves = torch.randn_like(x), [x, *block.parameters()]
+    gradients, wanted = (torch.autograd.grad((out * weight).sum(), leaves) for out in (found, expected))
+    for one, other in zip(gradients, wanted, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_convnext_base_has_the_published_size() -> None:
