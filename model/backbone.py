@@ -56,11 +56,11 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Same shape out as in."""
         y = self.dwconv(x).permute(0, 2, 3, 1)
-        # Autocast would have it answer in float32, only to be rounded for the product; inside it sums in float32 anyway.
+        # Autocast would answer in float32, only to be rounded for the product; sums are in float32 in either case.
         with torch.autocast(y.device.type, enabled=False):
             y = F.layer_norm(y, self.norm.normalized_shape, eps=self.norm.eps)
-        # The norm's scale and shift and LayerScale belong to products: to scale a small matrix, and not the features, saves
-        # passes over them and over their gradient.
+        # The norm's scale and shift and LayerScale are parts of the products: scaling a small matrix in place of the
+        # features saves passes over them and over their gradient.
         wide, narrow = self.pwconv1, self.pwconv2
         y = F.linear(y, wide.weight * self.norm.weight, wide.bias + (wide.weight * self.norm.bias).sum(dim=1))
         y = F.linear(F.gelu(y), self.gamma[:, None] * narrow.weight, self.gamma * narrow.bias)

@@ -39,8 +39,9 @@ def _official_file(path: Path, config: BackboneConfig = SMALL, wrap: str | None 
 
 
 def test_a_block_is_what_the_paper_writes() -> None:
-    """Norm, product, GELU, product, LayerScale one after the other, in float64: result and every gradient. The block has
-    scales and shifts inside its products."""
+    """Norm, product, GELU, product, LayerScale one after the other, in float64: result and every gradient.
+
+    The block has scales and shifts inside its products."""
     torch.manual_seed(0)
     block = ConvNeXtBlock(6, drop_path=0.0, layer_scale=0.3).double()
     with torch.no_grad():
