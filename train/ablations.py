@@ -21,7 +21,8 @@ def row_config(
 ) -> TrainConfig:
     """The configuration of a row and seed: the `base` preset, the row's file over it, then `a.b=c` overrides.
 
-    A row without a first stage gets its second one longer by the first's steps, so that all rows take as many.
+    A row without a first stage takes as many steps as all others in one stage that is trained as a first one is, from
+    nothing, with as many of them on images alone (`image_share`) as the others have.
 
     Raises:
         ConfigError: as `load_config`; or a stage whose length is not in steps, which cannot be paired: epochs differ
@@ -36,8 +37,10 @@ def row_config(
     if not config.ablation.two_stage:
         assert first.max_steps is not None
         assert second.max_steps is not None
-        longer = second.model_copy(update={"max_steps": first.max_steps + second.max_steps})
-        config = config.model_copy(update={"stage2": longer})
+        steps = first.max_steps + second.max_steps
+        on_images = first.image_share * first.max_steps + second.image_share * second.max_steps
+        whole = first.model_copy(update={"max_steps": steps, "image_share": on_images / steps})
+        config = config.model_copy(update={"stage2": whole})
     return config
 
 

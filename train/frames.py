@@ -267,5 +267,5 @@ def require_no_lidar(scene: SceneReader, cues: tuple[str, ...], t: int) -> None:
             raise CueMissing(
                 f"scene {scene.name!r}: cue {cue!r} was made from LiDAR, and this run is camera only "
                 "(ablation.lidar is false). Extract it again with a camera-only cue configuration into another store, "
-                "or set ablation.lidar=true."
+                "or set ablation.lidar=true (masks alone: data.lidar_masks=true)."
             )

@@ -113,7 +113,8 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
             "%d of %d keyframes left out: %s not committed", considered - len(frames), considered, dict(missing)
         )
     if not config.ablation.lidar:
-        derived = tuple(cue for cue in cues if cue not in ("images", "sweeps"))
+        passed = ("images", "sweeps", *(["masks"] if config.data.lidar_masks else []))
+        derived = tuple(cue for cue in cues if cue not in passed)
         for name, t in frames:
             require_no_lidar(reader.scene(name), derived, t)
     return frames

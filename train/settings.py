@@ -78,6 +78,9 @@ class DataConfig(Section):
     dynamic: DynamicConfig = DynamicConfig()
     backward_cue: Literal["aux", "prev"] = "aux"
     """Flow slot of the backward static flow."""
+    lidar_masks: bool = False
+    """A camera-only run refuses every cue that was made from LiDAR. This lets masks pass: for ablations on logs without
+    a mask model's masks, where masks found with LiDAR stand in for them."""
     min_flow_confidence: int = Field(default=0, ge=0, le=255)
     min_mask_score: float = Field(default=0.0, ge=0.0, le=1.0)
     weigh_by_confidence: bool = False

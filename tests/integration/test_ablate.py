@@ -200,10 +200,15 @@ def test_rows_differ_in_their_switches_alone(tmp_path: Path) -> None:
     base = configs["camera_lidar"].model_dump()
     for row, config in configs.items():
         changed = {key for key, value in config.model_dump().items() if value != base[key]}
-        assert changed <= {"ablation", "model", "stage2"}, row
-        steps = [config.stage1.max_steps or 0, config.stage2.max_steps or 0]
-        assert sum(steps if config.ablation.two_stage else steps[1:]) == 600, row
+        assert changed <= {"ablation", "model", *({"loss"} if row == "t7_without_flow" else {"stage2"})}, row
+        stages = [config.stage1, config.stage2][not config.ablation.two_stage :]
+        steps = [stage.max_steps or 0 for stage in stages]
+        assert sum(steps) == 1250, row
+        assert sum(n * stage.image_share for n, stage in zip(steps, stages, strict=True)) == pytest.approx(800), row
         assert config.ablation.lidar == (not row.startswith(("t4", "t6", "camera_only"))), row
+    whole = configs["t5_joint"]
+    assert whole.stage2.lr_scale == whole.stage1.lr_scale, "one stage from nothing is trained as a first one"
+    assert (configs["t7_without_flow"].loss.lifted_flow, base["loss"]["lifted_flow"]) == (0, 1)
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,8 @@ def test_camera_only_refuses_masks_made_from_lidar(world, tiny_config: Make, tmp
     training_frames(tiny_config(store=path), 2, StoreReader(path))
     with pytest.raises(CueMissing, match="'masks' was made from LiDAR"):
         training_frames(tiny_config(store=path, ablation={"lidar": False}), 2, StoreReader(path))
+    let_pass = tiny_config(store=path, ablation={"lidar": False}, data={"lidar_masks": True})
+    assert training_frames(let_pass, 2, StoreReader(path))
 
 
 def test_images_are_the_worlds(world, tiny_config: Make) -> None:
