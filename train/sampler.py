@@ -10,8 +10,8 @@ from train.order import EpochOrder
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Keys (draw, frame) of the batches of one process, for `steps` steps.
 
-    Draw d is number `d % frames` of the order of epoch `d // frames` (see `EpochOrder`). A
-    step takes `world * batch` draws in a row, process `rank` the `rank`-th `batch` of them. So
+    Draw d is number `d % frames` of the order of epoch `d // frames` (see `EpochOrder`). A step takes `world * batch`
+    draws in a row, process `rank` the `rank`-th `batch` of them. So
 
     - every epoch holds every keyframe exactly once, over all processes together, and no two processes share a draw;
     - a run that goes on from draw `first` sees what an uninterrupted one would have seen, whatever the number of
