@@ -1,6 +1,5 @@
 """From a network and a store to occupancy and velocity per keyframe, on the grid that truth is given on."""
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from model.network import OccFlow
 from model.visibility import CameraRig
 from storage.queue import queue_arrays, queue_keyframes, queue_poses
 from storage.reader import StoreReader
+from storage.whole_file import whole_file
 
 FREE = 16
 
@@ -199,7 +199,6 @@ def save_prediction(prediction: Prediction, grid: VoxelGrid, threshold: float, f
     voxels; occupancy u8; sdf f16 metres where there is one; threshold, lower, upper in metres; interval_s, the seconds
     that the network's displacement was divided by to give flow.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {
         "semantics": np.where(prediction.occupied, UNKNOWN, FREE).astype(np.uint8),
         "flow": np.where(prediction.occupied[..., None], prediction.flow, 0).astype(np.float16),
@@ -212,12 +211,9 @@ def save_prediction(prediction: Prediction, grid: VoxelGrid, threshold: float, f
         arrays["sdf"] = prediction.sdf.astype(np.float16)
     if prediction.interval_s is not None:
         arrays["interval_s"] = np.float64(prediction.interval_s)
-    path, temporary = folder / "labels.npz", folder / f".labels.{os.getpid()}.npz"
-    try:
+    path = folder / "labels.npz"
+    with whole_file(path) as temporary:
         np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

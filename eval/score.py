@@ -81,12 +81,8 @@ def score(
     """
     started = time.perf_counter()
     root, reader = Path(predictions), StoreReader(store)
-    found = layout or layout_of(root)
-    if found not in LAYOUTS:
-        raise EvaluationError(f"unknown layout {found!r}: choose from {', '.join(LAYOUTS)}")
-    known: OccupancyTruth | None = open_truth(reader.path) if truth is None else FolderTruth(Path(truth), reader)
-    if known is None:
-        raise EvaluationError(f"{reader.path}: no truth store beside it; name a folder of ground truth with --truth")
+    found = _known_layout(layout or layout_of(root))
+    known = _truth_at(truth, reader)
     marked = excluded_by(reader, exclude)
     frames = chosen_keyframes(reader, scenes, None, keyframes, marked.frames)
     source = TruthSource(reader, known)
@@ -98,14 +94,7 @@ def score(
         rules, volumes = open_volumes(root, found, reader, known, protocol)
         tally = Tally(rules, reader, workers=workers, rendered=False, half=half)
         frames, absent = present(volumes, frames, skip_missing)
-        for scene, t in progress(frames, "score", console):
-            prediction = volumes.at(scene, t)
-            if rules.protocol.class_aware and prediction.semantics is None:
-                raise EvaluationError(
-                    f"{volumes.path(scene, t)}: this prediction has no class per voxel, which protocol "
-                    f"{rules.protocol.name!r} compares; use 'geometry', which ignores the class"
-                )
-            tally.add_volume(prediction, source.at(scene, t), source.boxes(scene, t))
+        _count_volumes(tally, volumes, source, frames, console)
         results = summary(tally, time_steps(reader, frames, PER_STEP if found == "uniocc" else AS_GIVEN))
         results["notes"] += absent
         grid = rules.grid
@@ -115,6 +104,35 @@ def score(
         **excluded_counts(exclude, marked),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _known_layout(layout: str) -> str:
+    if layout not in LAYOUTS:
+        raise EvaluationError(f"unknown layout {layout!r}: choose from {', '.join(LAYOUTS)}")
+    return layout
+
+
+def _truth_at(folder: str | Path | None, reader: StoreReader) -> OccupancyTruth:
+    """A folder's ground truth; None: the truth store beside the cue store."""
+    found: OccupancyTruth | None = open_truth(reader.path) if folder is None else FolderTruth(Path(folder), reader)
+    if found is None:
+        raise EvaluationError(f"{reader.path}: no truth store beside it; name a folder of ground truth with --truth")
+    return found
+
+
+def _count_volumes(
+    tally: Tally, volumes: Volumes, source: TruthSource, frames: Sequence[tuple[str, int]], console: Console | None
+) -> None:
+    """Count each keyframe's prediction, which has classes where the tally's protocol compares them."""
+    protocol = tally.rules.protocol
+    for scene, t in progress(frames, "score", console):
+        prediction = volumes.at(scene, t)
+        if protocol.class_aware and prediction.semantics is None:
+            raise EvaluationError(
+                f"{volumes.path(scene, t)}: this prediction has no class per voxel, which protocol "
+                f"{protocol.name!r} compares; use 'geometry', which ignores the class"
+            )
+        tally.add_volume(prediction, source.at(scene, t), source.boxes(scene, t))
 
 
 def score_shown(

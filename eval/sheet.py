@@ -1,6 +1,5 @@
 """Arranges the pictures of a keyframe by one network or several on one page, with labels and colour legends."""
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from eval.colours import VERDICTS, depth_colours, difference_colours, flow_wheel
 from eval.frames import TruthSource, open_truth
 from eval.pictures import ErrorPictures, KeyframePictures, VolumePictures, draw_keyframe
 from eval.predict import Predictor
+from storage.whole_file import whole_file
 
 Sides = Mapping[str, KeyframePictures]
 """One keyframe by each of several networks, by the name it is shown under."""
@@ -103,14 +103,14 @@ def volume_row(volume: VolumePictures, name: str, height: int = 300) -> Picture:
         "height, from above": volume.height_above,
         "motion, from above": volume.motion_above,
     }
-    return row([captioned(_high(picture, height), text) for text, picture in shown.items()])
+    return row([captioned(of_height(picture, height), text) for text, picture in shown.items()])
 
 
 def error_row(found: ErrorPictures, name: str, height: int = 300) -> Picture:
     """Both views of a prediction's errors, and what they come to in numbers."""
     pictures = [
-        captioned(_high(found.seen, height), f"{name} against the truth"),
-        captioned(_high(found.above, height), "from above"),
+        captioned(of_height(found.seen, height), f"{name} against the truth"),
+        captioned(of_height(found.above, height), "from above"),
     ]
     errors, text = found.errors, np.full((height, 330, 3), PAPER, dtype=np.uint8)
     lines = [f"{label}: {count:,} voxels" for label, count in error_counts(found).items()]
@@ -149,7 +149,8 @@ def novel_table(sides: Sides) -> Picture | None:
     return column(strips)
 
 
-def _high(picture: Picture, height: int) -> Picture:
+def of_height(picture: Picture, height: int) -> Picture:
+    """The picture at that many rows, in its own proportions."""
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
 
@@ -178,13 +179,8 @@ def sheet(sides: KeyframePictures | Sides) -> Picture:
 
 def save_sheet(pictures: KeyframePictures | Sides, path: Path) -> Path:
     """Write the page of a keyframe as PNG, whole or not at all; returns `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         Image.fromarray(sheet(pictures)).save(temporary, "PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

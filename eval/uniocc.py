@@ -5,7 +5,6 @@ The layout is that of UniOcc (Wang et al., ICCV 2025) as its repository document
 frame, in voxels, zero in the last keyframe; `occ_flow_backward` likewise to the one before.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from geometry.grid import VoxelGrid
 from geometry.transforms import invert, transform_points
 from storage.reader import StoreReader
 from storage.schema import SceneTable
+from storage.whole_file import whole_file
 
 FREE = 10
 CLASSES = (
@@ -114,7 +114,6 @@ def write_uniocc(prediction: Prediction, grid: VoxelGrid, table: SceneTable, t: 
     voxel's velocity constant; free voxels have none. The keys for cameras and annotations, which a prediction does not
     have, are left out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     label = np.where(prediction.occupied, 0, FREE).astype(np.uint8)
     if prediction.semantics is not None:
         label = np.where(prediction.occupied, _FROM_OPENOCC[np.minimum(prediction.semantics, 16)], FREE).astype(
@@ -127,10 +126,7 @@ def write_uniocc(prediction: Prediction, grid: VoxelGrid, table: SceneTable, t: 
             whole = voxel_flow(prediction.flow, grid, *_step(table, t, other))
             flow = np.where(prediction.occupied[..., None], whole, np.float32(0))
         flows[name] = flow
-    path, temporary = folder / f"{t}.npz", folder / f".{t}.{os.getpid()}.npz"
-    try:
+    path = folder / f"{t}.npz"
+    with whole_file(path) as temporary:
         np.savez_compressed(temporary, occ_label=label, ego_to_world_transformation=table.global_from_ego[t], **flows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

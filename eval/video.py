@@ -1,7 +1,6 @@
 """A scene as a film: its images, rendered depth and motion, and the volume, keyframe by keyframe."""
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,10 +10,11 @@ from PIL import Image
 from eval.camera_tiles import Picture
 from eval.pictures import KeyframePictures, draw_keyframe, picture_sources
 from eval.rules import EvaluationError
-from eval.sheet import captioned, column, row
+from eval.sheet import captioned, column, of_height, row
 from eval.time_steps import mean_step
 from model.network import OccFlow
 from storage.location import ObjectPath
+from storage.whole_file import whole_file
 
 CODECS = {".mp4": ("vp09", "mp4v"), ".webm": ("VP90", "VP80")}
 """What OpenCV is asked for by a film's ending, the first that it has: VP9 and VP8, which players and browsers read;
@@ -58,17 +58,12 @@ def film_frame(found: KeyframePictures, width: int = WIDTH) -> Picture:
         above["truth, motion from above"] = found.truth.motion_above
     size = found.predicted.height.shape[0]
     volumes = [captioned(found.predicted.height, f"{found.scene}, keyframe {found.t}")]
-    volumes += [captioned(_square(picture, size), text) for text, picture in above.items()]
+    volumes += [captioned(of_height(picture, size), text) for text, picture in above.items()]
     strips = [row(tiles) for tiles in (found.images, found.depth, found.motion) if tiles]
     page = Image.fromarray(column([*strips, row(volumes)]))
     # Encoders want even sizes.
     height = round(page.height * width / page.width / 2) * 2
     return np.asarray(page.resize((width // 2 * 2, height), Image.Resampling.LANCZOS))
-
-
-def _square(picture: Picture, height: int) -> Picture:
-    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def check_format(path: str | Path) -> str:
@@ -87,14 +82,9 @@ def save_film(frames: Iterable[Picture], path: str | Path, seconds: float) -> Pa
         EvaluationError: see `film`; also where there is no frame.
     """
     path, ending = Path(path), check_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{ending}")
-    try:
-        write = _write_gif if ending == ".gif" else _write_video
+    write = _write_gif if ending == ".gif" else _write_video
+    with whole_file(path) as temporary:
         write(_of_one_size(frames), temporary, seconds)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

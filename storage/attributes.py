@@ -7,7 +7,7 @@ from dataclasses import fields
 from storage.backend import backend
 from storage.commit import schema_error
 from storage.errors import StoreDamage, StoreError
-from storage.layout import SPARE_ROOT, encode_json
+from storage.layout import SPARE_ROOT, encode_json, root_metadata
 from storage.location import Location
 from storage.schema import SCHEMA_VERSION, StoreAttributes
 
@@ -46,3 +46,12 @@ def parse_attributes(raw: bytes, path: Location) -> StoreAttributes:
         raise StoreDamage(f"{path}: the store's attributes were changed after they were written. {_REPAIR}")
     tuples = {f.name: tuple(content[f.name]) for f in fields(StoreAttributes) if isinstance(content.get(f.name), list)}
     return StoreAttributes(**{**content, **tuples})
+
+
+def intact_root(root: Location, key: str) -> bytes | None:
+    """Content of a root zarr.json, None unless it is what `create` wrote under this schema version."""
+    try:
+        content = backend(root).get(key)
+        return content if root_metadata(parse_attributes(content, root / key)) == content else None
+    except (StoreError, OSError):
+        return None

@@ -207,6 +207,14 @@ def read_record(root: Location, unit: UnitId) -> CommitRecord | None:
     return parse_record(root, unit, raw)
 
 
+def read_sound_record(root: Location, unit: UnitId) -> CommitRecord | None:
+    """As `read_record`, but None also where the record cannot be read."""
+    try:
+        return read_record(root, unit)
+    except StoreError:
+        return None
+
+
 def read_records(root: Location, units: Iterable[UnitId]) -> list[CommitRecord | StoreDamage | None]:
     """As `read_record` of many, in their order, with several requests under way where they are requests.
 

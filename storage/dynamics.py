@@ -4,7 +4,6 @@ A score keeps the fingerprints of the cues that it was made from; after a rebuil
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,6 +14,7 @@ from storage.errors import StoreError
 from storage.exclusions import fingerprints
 from storage.location import ObjectPath, as_location
 from storage.reader import StoreReader
+from storage.whole_file import whole_file
 
 SCHEMA = "occflow.dynamics"
 SCHEMA_VERSION = 1
@@ -60,18 +60,13 @@ def write_dynamics(path: str | Path, frames: Iterable[FrameMotion], store: str, 
     Frames of one block share their fingerprints, which are written once.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     groups = [
         {"scene": scene, "fingerprints": dict(marks), "frames": [[f.t, f.token, f.points, f.moving] for f in found]}
         for (scene, marks), found in groupby(frames, lambda f: (f.scene, tuple(sorted(f.fingerprints.items()))))
     ]
     head = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "store": store, "rule": dict(rule)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps({**head, "groups": groups}, separators=(",", ":")), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -5,7 +5,6 @@ as those are the same; after a rebuild with other inputs, settings or weights it
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from storage.errors import StoreError
 from storage.reader import SceneReader, StoreReader
 from storage.schema import CUES
+from storage.whole_file import whole_file
 
 SCHEMA = "occflow.exclusions"
 SCHEMA_VERSION = 1
@@ -101,19 +101,14 @@ def read_exclusions(path: str | Path) -> list[ExcludedFrame]:
 def write_exclusions(path: str | Path, frames: Sequence[ExcludedFrame], store: str) -> Path:
     """Write marks, whole or not at all. Returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "store": store,
         "frames": [asdict(f) for f in frames],
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -1,60 +1,25 @@
-"""Compares a store with its commit records, file by file and chunk by chunk, and takes damaged units back."""
+"""Compares a store with its commit records, file by file and chunk by chunk."""
 
 import contextlib
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from storage import files
 from storage.asides import damaged_asides
-from storage.attributes import parse_attributes, read_attributes
+from storage.attributes import intact_root, read_attributes
 from storage.backend import LocalBackend, ObjectBackend, backend
 from storage.chunks import ChunkReader
 from storage.claims import unnamed
 from storage.collect import referenced
-from storage.commit import CommitRecord, read_record
+from storage.commit import CommitRecord, read_record, read_sound_record
 from storage.errors import SchemaVersionError, StoreDamage, StoreError
+from storage.finding import Finding
 from storage.invariants import broken_rules
-from storage.layout import (
-    INIT,
-    PENDING,
-    SPARE_ROOT,
-    UnitId,
-    cue_layout,
-    cue_specs,
-    generation_path,
-    group_metadata,
-    owner_of,
-    root_metadata,
-)
+from storage.layout import INIT, PENDING, SPARE_ROOT, UnitId, cue_specs, owner_of, root_metadata
 from storage.location import Location, ObjectPath, as_location
+from storage.repair import repair as repair  # where the command line looks for it
 from storage.schema import StoreAttributes
-from storage.store import CueStore
 from storage.work import Specs
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        kind: `schema` (another schema version), `root` (root zarr.json or its copy), `record` (undecodable or
-            misplaced record), `missing`, `size`, `digest` (a shard against its record), `metadata` (a zarr.json),
-            `chunk` (does not decode), `value` (decodes, but breaks a rule), `orphan` (data without a record),
-            `temporary` (left by a killed writer), `aside` (facts of raw files, index or journal, not whole).
-        path: the file.
-        detail: what was found and what was expected.
-        unit: the unit concerned, where there is one.
-    """
-
-    kind: str
-    path: Location
-    detail: str
-    unit: UnitId | None = None
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.path}: {self.detail}"
 
 
 def verify(path: str | Path | ObjectPath, *, decode: bool = True) -> list[Finding]:
@@ -89,7 +54,7 @@ def _verify_root(root: Location) -> tuple[list[Finding], StoreAttributes | None]
         attributes = read_attributes(root)
     except SchemaVersionError as error:
         # A whole copy of this version says that the root's version is a flipped bit.
-        kind = "root" if _intact_root(root, SPARE_ROOT) is not None else "schema"
+        kind = "root" if intact_root(root, SPARE_ROOT) is not None else "schema"
         return [Finding(kind, main, str(error))], None
     except StoreError as error:
         return [Finding("root", main, str(error))], None
@@ -117,8 +82,10 @@ def _verify_unit(root: Location, path: Location, source: ChunkReader, decode: bo
         return
     if record is None:
         return
-    init = _readable(root, UnitId(INIT, unit.scene))
-    if init is None or init.init != record.init:
+    init = read_sound_record(root, UnitId(INIT, unit.scene))
+    if init is None:
+        yield Finding("waiting", path, "readers do not see it before its scene's init unit is committed again", unit)
+    elif init.init != record.init:
         yield Finding("record", path, "belongs to no committed init unit of its scene; readers do not see it", unit)
     yield from _verify_metadata(root, record)
     sound = True
@@ -129,13 +96,6 @@ def _verify_unit(root: Location, path: Location, source: ChunkReader, decode: bo
             yield finding
     if decode and sound:
         yield from _verify_content(root, record, source)
-
-
-def _readable(root: Location, unit: UnitId) -> CommitRecord | None:
-    try:
-        return read_record(root, unit)
-    except StoreError:
-        return None
 
 
 def _verify_shard(root: Location, record: CommitRecord, key: str, size: int, sha256: str) -> Finding | None:
@@ -171,7 +131,7 @@ def _verify_content(root: Location, record: CommitRecord, source: ChunkReader) -
             arrays[entry.layout.name] = source.block(record, entry.layout.name)
         except (StoreError, ValueError) as error:
             yield Finding("chunk", root / entry.key, str(error), record.unit)
-    init = _readable(root, UnitId(INIT, record.unit.scene))
+    init = read_sound_record(root, UnitId(INIT, record.unit.scene))
     if init is not None:
         where = root / record.shards[0].key
         for line in broken_rules(arrays, init.frames[1]):
@@ -216,88 +176,3 @@ def _temporaries(root: Location) -> Iterator[Finding]:
             with files.lock(folder.parent / f"{folder.name}.lock", timeout_s=0) as free:
                 if free:
                     yield Finding("temporary", folder, "left by a writer that was killed")
-
-
-def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[UnitId]:
-    """Put right what can be put right without extracting anything, and take back the units that cannot.
-
-    Restored in place: the root, and zarr.json files whose content follows from the record. Removed: data without a
-    record, what killed writers left, asides that are not whole. Taken back (record first, then data, so that the next
-    `occflow cues` makes them again): units with a damaged record, shard, chunk or value. Kind `schema` is left alone.
-
-    Returns:
-        The units taken back, sorted.
-
-    Raises:
-        StoreError: the root and its copy are both lost, or the disk refuses.
-    """
-    root = as_location(path)
-    listed = list(findings)
-    _restore_root(root)
-    store = CueStore.open(root)
-    taken = {f.unit for f in listed if f.unit and f.kind in ("record", "missing", "size", "digest", "chunk", "value")}
-    for finding in listed:
-        if finding.kind == "metadata" and finding.unit is not None and finding.unit not in taken:
-            record = _readable(root, finding.unit)
-            if record is None or not _restore_metadata(store, record, _key(root, finding.path)):
-                taken.add(finding.unit)
-    for unit in sorted(taken):
-        store.discard(unit)
-    store.sweep_temporaries()
-    backend(root).delete(_key(root, finding.path) for finding in listed if finding.kind == "aside")
-    for scene in sorted({_key(root, f.path).split("/")[1] for f in listed if f.kind == "orphan"}):
-        store.collect(scene)
-    return sorted(taken)
-
-
-def _key(root: Location, path: Location) -> str:
-    """The key of a path below the store's root."""
-    return str(path).removeprefix(str(root)).lstrip("/")
-
-
-def _restore_root(root: Location) -> None:
-    """Write root and copy anew from whichever of the two is intact."""
-    content = _intact_root(root, "zarr.json") or _intact_root(root, SPARE_ROOT)
-    if content is not None:
-        _replace(root, {"zarr.json": content, SPARE_ROOT: content})
-        return
-    main, spare = root / "zarr.json", root / SPARE_ROOT
-    with contextlib.suppress(StoreDamage):
-        read_attributes(root)
-    raise StoreDamage(
-        f"{main}: damaged, and so is its copy {spare}. Make a new store with `occflow cues`; the arrays below "
-        f"{root / 'scenes'} are still readable with zarr."
-    )
-
-
-def _intact_root(root: Location, key: str) -> bytes | None:
-    """Content of a root zarr.json, None unless it is what `create` wrote under this schema version."""
-    try:
-        content = backend(root).get(key)
-        return content if root_metadata(parse_attributes(content, root / key)) == content else None
-    except (StoreError, OSError):
-        return None
-
-
-def _restore_metadata(store: CueStore, record: CommitRecord, key: str) -> bool:
-    """Write a zarr.json anew if its content follows from the record; False if it does not (a table's tokens)."""
-    layouts = [entry.layout for entry in record.shards]
-    if record.unit.cue == INIT:
-        folder = generation_path(record.unit.scene, record.generation)
-        step = store.attributes.block_keyframes
-        specs = [spec for cue in cue_specs(store.attributes.kind, store.attributes.profile).values() for spec in cue]
-        layouts += [cue_layout(spec, record.sizes, step, folder) for spec in specs]
-    arrays = {f"{layout.path}/zarr.json": layout.metadata() for layout in layouts}
-    content = arrays.get(key, group_metadata())
-    if hashlib.sha256(content).hexdigest() != record.metadata.get(key):
-        return False
-    _replace(store.path, {key: content})
-    return True
-
-
-def _replace(root: Location, contents: Mapping[str, bytes]) -> None:
-    """Write small files anew, each in one step."""
-    try:
-        backend(root).replace(contents)
-    except OSError as error:
-        raise files.explain(error, root, "repairing the store") from error

@@ -72,11 +72,17 @@ def draw_returns(
     """`count` of the returns inside the volume, without replacement, padded where there are fewer."""
     inside = np.flatnonzero(grid.contains(measured.points.astype(np.float64)))
     chosen = rng.permutation(inside)[:count]
-    drawn, valid = np.zeros((2, count, 3), dtype=np.float32), np.zeros(count, dtype=bool)
-    drawn[0, : len(chosen)], drawn[1, : len(chosen)] = measured.points[chosen], measured.origins[chosen]
-    valid[: len(chosen)] = True
-    points, origins = torch.from_numpy(drawn)
-    return Returns(points, torch.from_numpy(valid), torch.full((count,), own), origins)
+    (points, valid), (origins, _) = (padded(of_all[chosen], count) for of_all in (measured.points, measured.origins))
+    return Returns(points, valid, torch.full((count,), own), origins)
+
+
+def padded(
+    rows: Float32[np.ndarray, "n columns"], count: int
+) -> tuple[Float32[Tensor, "count columns"], Bool[Tensor, " count"]]:
+    """The rows, at most `count` of them, with zeros after them up to `count`; and which are rows."""
+    filled = np.zeros((count, rows.shape[1]), dtype=np.float32)
+    filled[: len(rows)] = rows
+    return torch.from_numpy(filled), torch.arange(count) < len(rows)
 
 
 def draw_with_neighbours(

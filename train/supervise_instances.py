@@ -9,7 +9,8 @@ from train.batch import Batch
 from train.cast import CameraCast
 from train.confidence import mask_weights
 from train.losses.averages import valid_weights
-from train.losses.instance_flow import on_thing, rigid_motion_loss
+from train.losses.instance_flow import rigid_motion_loss
+from train.things import rays_on_things
 
 
 def supervise_instances(cast: CameraCast, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
@@ -36,7 +37,7 @@ def supervise_instances(cast: CameraCast, batch: Batch) -> tuple[Float[Tensor, "
     count = cast.usable.shape[0] * MASK_TABLE_ROWS + 1
     flow, places = (torch.where(wanted[..., None], v, torch.zeros_like(v)).flatten(0, 1) for v in (flow, places))
     distance = torch.where(wanted, distance, torch.zeros_like(distance)).flatten()
-    things = torch.where(on_thing(distance, things, count), things, torch.zeros_like(things))
+    things = torch.where(rays_on_things(distance, things, count), things, torch.zeros_like(things))
     counts = weights.sum(dim=-1)
     if batch.mask_score is not None:
         counts = counts * mask_weights(cast, batch)

@@ -186,9 +186,7 @@ def _measure_truth(view: View, one: Measured) -> None:
         if known.any():
             one.values["truth_flow"] = float(np.median(error[known] / (1 + length[known])))
     if view.masks is not None:
-        f = view.keyframe.factor
-        instance, moving = (exact[key][f // 2 :: f, f // 2 :: f] for key in ("instance", "moving"))
-        iou = mask_figures(view.masks, instance, moving > 0)["iou"]
+        iou = mask_figures(view.masks, *view.true_masks)["iou"]
         if iou["value"] is not None and iou["count"] is not None:
             share = iou["count"] / view.masks.size
             one.counts["truth_masks"] = iou["value"] * share, share

@@ -24,15 +24,14 @@ class TruthSummary:
         exact = view.truth
         if exact is None:
             return
-        f = view.keyframe.factor
-        instance, moving = (exact[key][f // 2 :: f, f // 2 :: f] for key in ("instance", "moving"))
+        instance, moving = view.true_masks
         found: dict[str, Any] = {}
         if view.flow is not None:
-            found["flow"] = flow_figures(view.flow, exact["flow_next"], moving > 0)
+            found["flow"] = flow_figures(view.flow, exact["flow_next"], moving)
             self._add_by_depth(np.linalg.norm(view.flow - exact["flow_next"], axis=0), exact["depth"])
         if view.masks is not None:
-            found["masks"] = mask_figures(view.masks, instance, moving > 0)
-            self._add_by_class(view, view.masks, moving > 0)
+            found["masks"] = mask_figures(view.masks, instance, moving)
+            self._add_by_class(view, view.masks, moving)
         self._pooled = summarise([self._pooled, found])
 
     def _add_by_depth(self, error: np.ndarray, depth: np.ndarray) -> None:

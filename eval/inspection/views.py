@@ -198,3 +198,11 @@ class View:
         if source is None or not source.has("camera", self.t):
             return None
         return source.camera(self.t, self.c)
+
+    @cached_property
+    def true_masks(self) -> tuple[Integer[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+        """Instances, 0 for none, and what of the scene moves; needs truth."""
+        assert self.truth is not None
+        f = self.keyframe.factor
+        instance, moving = (self.truth[key][f // 2 :: f, f // 2 :: f] for key in ("instance", "moving"))
+        return instance, moving > 0

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from pipelines.adapt.pairs import FramePairs, PairsError
-from pipelines.cues.flow import aim_next
+from pipelines.cues.flow_targets import aim_next
 from pipelines.cues.resize import shrink, working_size
 from pipelines.datasets.records import CameraImage, Log, Scene
 

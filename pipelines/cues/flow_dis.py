@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
-from pipelines.cues.flow import aim_next, aim_previous, label_flow
+from pipelines.cues.flow import label_flow
 from pipelines.cues.flow_field import checked
-from pipelines.cues.neighbours import DrawRule, aim_drawn
+from pipelines.cues.neighbours import DrawRule, aim_slot
 from pipelines.cues.protocols import FlowField, PairFlow
 
 
@@ -104,10 +104,6 @@ class DisFlowCue:
 
     def extract(self, context: BlockContext) -> CueBlock:
         """The four arrays of the slot, see storage.schema.CUES."""
-        aims = {
-            "next": lambda: aim_next(context.scene),
-            "prev": lambda: aim_previous(context.scene),
-            "aux": lambda: aim_drawn(context.scene, self.draw, context.sweep_slots),
-        }
+        aim = aim_slot(context.scene, self.slot, self.draw, context.sweep_slots)
         model = CheckedPair(DisPairFlow(self.dis), self.dis.tolerance, self.dis.relative)
-        return label_flow(context, self.slot, model, aims[self.slot](), self.max_width, self.threads)
+        return label_flow(context, self.slot, model, aim, self.max_width, self.threads)

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from pipelines.cues.base import BlockContext
-from pipelines.cues.flow import Target, flow_along
+from pipelines.cues.flow import flow_along
 from pipelines.cues.flow_dis import CheckedPair, DisPairFlow, DisSettings
 from pipelines.cues.flow_field import unpack_flow
+from pipelines.cues.flow_targets import Target
 from pipelines.datasets.records import CameraImage, Scene
 
 

@@ -2,10 +2,11 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from pipelines.cues.flow import Aim, Target
+from pipelines.cues.flow_targets import Aim, Target, aim_keyframe
 from pipelines.datasets.records import CameraImage, Scene
 
 
@@ -85,3 +86,8 @@ def aim_drawn(scene: Scene, rule: DrawRule, sweep_slots: int) -> Aim:
         return Target(frame, sweep, (own, *(image for _, _, image in candidates[: chosen + 1])))
 
     return aim
+
+
+def aim_slot(scene: Scene, slot: Literal["next", "prev", "aux"], rule: DrawRule, sweep_slots: int) -> Aim:
+    """The target of any flow slot; `rule` and `sweep_slots` are the auxiliary one's."""
+    return aim_drawn(scene, rule, sweep_slots) if slot == "aux" else aim_keyframe(scene, slot)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from storage.layout import UnitId
 from storage.store import CueStore
 
@@ -14,11 +16,16 @@ def visible(store: Path) -> dict[UnitId, Files]:
     return {unit: {shard.key: (shard.size, shard.sha256) for shard in r.shards} for unit, r in found.items()}
 
 
-def chunks(store: Path) -> dict[str, bytes]:
+def content(store: CueStore | Path) -> dict[str, np.ndarray]:
     """All that readers get, by unit and array; each chunk is read, checked and decoded."""
-    opened = CueStore.open(store)
+    opened = store if isinstance(store, CueStore) else CueStore.open(store)
     return {
-        f"{record.unit} {name}": array.tobytes()
+        f"{record.unit} {name}": array
         for record in opened.records()
         for name, array in opened.read_block(record.unit).items()
     }
+
+
+def chunks(store: Path) -> dict[str, bytes]:
+    """The same as bytes, which `==` compares."""
+    return {name: array.tobytes() for name, array in content(store).items()}

@@ -9,8 +9,9 @@ import pytest
 from storage.asides import INPUTS, RUNS, damaged_asides, seal, unseal
 from storage.index import INDEX, read_summaries
 from storage.journal import RunJournal, read_runs
+from storage.repair import repair
 from storage.store import CueStore, UnitId
-from storage.verify import repair, verify
+from storage.verify import verify
 
 FACTS = b'{"a.png": {"size": 3, "mtime_ns": 5, "digest": "0f", "fault": null, "points": 113}}'
 

@@ -16,6 +16,7 @@ from storage.reader import StoreReader
 from storage.schema import CUES
 from storage.store import CueStore, UnitId
 from storage.verify import verify
+from tests.integration.contents import content
 from tests.storage.killable import Worker
 
 HARMLESS = {"orphan", "temporary"}
@@ -28,17 +29,6 @@ def opened(memory: Path, tiny: SimpleNamespace) -> CueStore:
     made = CueStore.create(memory / "store.zarr", tiny.attributes())
     made.commit_init("a", tiny.table(), "init-1")
     return made
-
-
-def content(path: Path) -> dict[str, np.ndarray]:
-    """All that readers see, by unit and array."""
-    store = CueStore.open(path)
-    return {
-        f"{record.unit} {name}": array
-        for record in store.records()
-        if record.unit.cue != "init"
-        for name, array in store.read_block(record.unit).items()
-    }
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

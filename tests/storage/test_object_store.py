@@ -20,13 +20,14 @@ from storage.errors import CueMissing, StoreDamage, StoreError, StoreRebuilt
 from storage.location import ObjectPath
 from storage.object_errors import ObjectStoreError
 from storage.reader import StoreReader
+from storage.repair import repair
 from storage.schema import CUES
 from storage.status import status
 from storage.store import CueStore, Provenance, UnitId
 from storage.transfer import transfer
 from storage.transfer_plan import plan_transfer
 from storage.truth import TruthReader, truth_path
-from storage.verify import repair, verify
+from storage.verify import verify
 from tests.storage.s3_server import FaultProxy, random_faults
 
 MASKS = UnitId("masks", "a")

@@ -109,7 +109,7 @@ def test_a_small_store_reads_back_what_its_profile_keeps(memory: Path, tiny: Sim
 
 
 def test_a_lost_zarr_json_of_a_small_store_is_restored_with_its_codec(memory: Path, tiny: SimpleNamespace) -> None:
-    from storage.verify import repair
+    from storage.repair import repair
 
     store = small_store(memory, tiny)
     path = store.path / "scenes/a/lidar/points/zarr.json"

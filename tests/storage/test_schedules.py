@@ -15,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from storage.errors import CueMissing, StoreRebuilt
 from storage.reader import StoreReader
+from storage.repair import repair
 from storage.schema import CUES
 from storage.store import CueStore, Provenance, UnitId
-from storage.verify import repair, verify
+from storage.verify import verify
 from tests.storage.killable import Worker
 
 CUE = st.sampled_from(["masks", "lidar", "flow_aux"])

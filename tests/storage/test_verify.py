@@ -17,20 +17,14 @@ from hypothesis import strategies as st
 from storage import invariants
 from storage.commit import CommitRecord, encode_record
 from storage.errors import CueMissing, SchemaVersionError, StoreDamage, StoreError
+from storage.finding import Finding
 from storage.layout import encode_json
 from storage.reader import StoreReader
+from storage.repair import repair
 from storage.schema import CUES
 from storage.store import CueStore, UnitId
-from storage.verify import Finding, repair, verify
-
-
-def content(store: CueStore) -> dict[str, np.ndarray]:
-    return {
-        f"{record.unit} {name}": array
-        for record in store.records()
-        if record.unit.cue != "init"
-        for name, array in store.read_block(record.unit).items()
-    }
+from storage.verify import verify
+from tests.integration.contents import content
 
 
 def refill(store: CueStore, tiny: SimpleNamespace) -> None:
@@ -130,9 +124,11 @@ def test_damaged_scene_table_leaves_the_blocks(full_store: CueStore, tiny: Simpl
     tiny.flip_bit(full_store.path / name, 1234)
     found = verify(full_store.path)
     assert full_store.path / name in {finding.path for finding in found}
-    wanted = [finding for finding in found if finding.unit == UnitId("init", "a")]
-    assert repair(full_store.path, wanted) == [UnitId("init", "a")]
+    assert repair(full_store.path, found) == [UnitId("init", "a")]
     assert full_store.scenes() == []
+    left = verify(full_store.path)
+    assert {finding.kind for finding in left} == {"waiting"}
+    assert repair(full_store.path, left) == []
     assert not full_store.is_current(UnitId("masks", "a"), "fp-0")
     full_store.commit_init("a", tiny.table(), "init-1")
     assert full_store.is_current(UnitId("masks", "a"), "fp-0")
@@ -262,7 +258,7 @@ def test_repair_and_refill_bring_back_everything(shared_full: Path, tiny: Simple
     names = data.draw(st.lists(st.sampled_from(every_kind_of_file(shared_full)), min_size=1, max_size=4, unique=True))
     if {"zarr.json", "commits/store.json"} <= set(names):
         names.remove("zarr.json")
-    expected = content(CueStore.open(shared_full))
+    expected = content(shared_full)
     with tempfile.TemporaryDirectory(dir=shared_full.parent) as folder:
         path = Path(shutil.copytree(shared_full, Path(folder) / "store.zarr"))
         for name in names:

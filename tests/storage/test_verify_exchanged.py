@@ -11,9 +11,10 @@ import pytest
 
 from storage.commit import commit_path, parse_record
 from storage.errors import StoreDamage
+from storage.repair import repair
 from storage.schema import CUES
 from storage.store import CommitRecord, CueStore, UnitId
-from storage.verify import repair, verify
+from storage.verify import verify
 
 FLIPS = int(os.environ.get("OCCFLOW_FLIPS", "1000"))
 MASKS = [UnitId("masks", "a", block) for block in range(3)]

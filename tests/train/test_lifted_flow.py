@@ -12,7 +12,7 @@ from storage.schema import FLOW_SCALE
 from train.batch import Batch, collate
 from train.config import TrainConfig
 from train.data import KeyframeDataset
-from train.lifted_flow import Ending, Lifted, _land, depth_at, in_patches, lift_flow, on_things
+from train.lifted_flow import Ending, Lifted, _land, depth_at, in_patches, lift_flow
 from train.loop import train
 from train.supervise_lidar import supervise_lifted_flow, supervise_still
 
@@ -91,13 +91,6 @@ def test_slope_is_the_derivative() -> None:
     behind, flat = _land(np.array([[-5.0, 0, 0]]), np.zeros((1, 2)), np.linalg.inv(FORWARD), K, 1.0)
     assert not flat.any()
     assert behind[0, 0] > 1e5
-
-
-def test_what_is_seen_past_an_edge_is_no_thing() -> None:
-    instance = np.array([1, 1, 1, 1, 2, 0], np.uint16)
-    depth = np.array([10.0, 11.0, 10.5, 40.0, 40.0, 10.0])
-    assert on_things(instance, depth).tolist() == [True, True, True, False, True, False]
-    assert on_things(np.zeros(0, np.uint16), np.zeros(0)).shape == (0,)
 
 
 def test_depth_where_a_flow_ends() -> None:

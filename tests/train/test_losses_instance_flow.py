@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.losses.instance_flow import THING_M, on_thing, rigid_motion, rigid_motion_loss
+from train.losses.instance_flow import rigid_motion, rigid_motion_loss
 
 
 def tensors(*columns: list) -> tuple[Tensor, ...]:
@@ -144,18 +144,3 @@ def test_hostile_rays() -> None:
     # From one place there is no turn: the mean is (1, 0.2), which 0.2, 0.4 and 0.2 m are off.
     assert loss.item() == pytest.approx(0.8 / 3, abs=1e-4)
     assert torch.isfinite(slope).all()
-
-
-def test_rays_past_the_edge_are_left_out() -> None:
-    distance = torch.tensor([10.0, 30.0, 11.0, 10.5, 40.0, 12.0, 3.0, 50.0, 20.0])
-    things = torch.tensor([1, 1, 1, 1, 2, 1, 1, 0, 2])
-    # Of thing 1's 3, 10, 10.5, 11, 12, 30 the one at place floor(0.25 x 5) is 10; of thing 2's 20, 40 it is 20.
-    assert on_thing(distance, things, 4).tolist() == [True, False, True, True, False, True, False, False, True]
-    rng = np.random.default_rng(0)
-    distance, things = torch.from_numpy(rng.uniform(0, 30, 200)), torch.from_numpy(rng.integers(0, 9, 200))
-    found = on_thing(distance, things, 12)
-    for thing in range(1, 9):
-        of_it = distance[things == thing]
-        near = np.quantile(of_it.numpy(), 0.25, method="lower")
-        assert found[things == thing].tolist() == ((of_it - near).abs() < THING_M).tolist()
-    assert not found[things == 0].any()

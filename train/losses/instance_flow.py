@@ -1,12 +1,9 @@
 """Consistency of flow within an instance: what lies on one thing moves as one rigid body over the ground."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-NEAR_QUANTILE = 0.25
-THING_M = 4.0
-"""A ray that ends this much farther or nearer than the nearer quarter of its mask's rays sees past the thing's edge."""
 _NO_TURN = 1e-6
 """Added to the cosine's sum, m² per unit of weight: a thing seen in one place turns by nothing, not by 0/0."""
 
@@ -72,22 +69,6 @@ def rigid_motion(
     cosine, sine = (value.div(length).index_select(0, things) for value in (cosine, sine))
     turned = torch.stack([cosine * q[:, 0] - sine * q[:, 1], sine * q[:, 0] + cosine * q[:, 1]], dim=1)
     return mean_flow + turned - q
-
-
-@torch.no_grad()
-def on_thing(distance: Float[Tensor, " rays"], things: Int[Tensor, " rays"], count: int) -> Bool[Tensor, " rays"]:
-    """Which rays end on the thing whose mask they pass, by how far they go, metres: THING_M around the nearer quarter.
-
-    The quantile is that of the ray at place floor(NEAR_QUANTILE (k - 1)) of a thing's k. Sorted as one list, by thing
-    and then by distance, so that no host has to ask a GPU how many rays a thing has.
-    """
-    by_distance = distance.argsort()
-    order = by_distance.index_select(0, things.index_select(0, by_distance).argsort(stable=True))
-    rays = torch.zeros(count, dtype=torch.long, device=things.device).index_add(0, things, torch.ones_like(things))
-    first = rays.cumsum(0) - rays
-    place = first + ((rays - 1).clamp_min(0) * NEAR_QUANTILE).floor().long()
-    near = distance.index_select(0, order.index_select(0, place.clamp_max(len(things) - 1)))
-    return (things > 0) & ((distance - near.index_select(0, things)).abs() < THING_M)
 
 
 def _sum(values: Float[Tensor, " rays columns"], things: Int[Tensor, " rays"], count: int) -> Tensor:

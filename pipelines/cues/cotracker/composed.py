@@ -12,8 +12,9 @@ from eval.labels import figure, summarise
 from pipelines.config import json_digest
 from pipelines.cues.base import BlockContext, CueBlock, CueExtractor, loads_model, needs_gpu
 from pipelines.cues.cotracker.queries import render_mask
-from pipelines.cues.flow import Target, aim_next, aim_previous, pair_figures
+from pipelines.cues.flow_block import pair_figures
 from pipelines.cues.flow_field import unpack_flow
+from pipelines.cues.flow_targets import Target, aim_keyframe
 from storage.schema import FLOW_INSIDE, FLOW_OUTSIDE, INVALID_FLOW, NO_FLOW
 
 VERSION = 2
@@ -108,7 +109,7 @@ class ComposedFlowCue:
         flow, trust, source = (f"flow/{self.slot}/{name}" for name in ("flow", "confidence", "source"))
         arrays[source] = np.full(arrays[trust].shape, NO_FLOW, np.uint8)
         figures: list[Mapping[str, Any]] = []
-        aim = aim_next(context.scene) if self.slot == "next" else aim_previous(context.scene)
+        aim = aim_keyframe(context.scene, self.slot)
         for i, c in np.ndindex(masks.shape[:2]):
             target = aim(context.start + i, context.cameras[c])
             if isinstance(target, str):

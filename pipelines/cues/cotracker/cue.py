@@ -7,15 +7,16 @@ import cv2
 import numpy as np
 from jaxtyping import UInt16
 
-from eval.labels import figure, summarise
+from eval.labels import figure
 from geometry.cameras import in_image
 from pipelines.config import json_digest
 from pipelines.cues.base import BlockContext, CueBlock
 from pipelines.cues.cotracker.packages import ALLTRACKER, COTRACKER, TrackerPackage
 from pipelines.cues.cotracker.queries import ask, fill, mask_onto, render_mask
 from pipelines.cues.devices import pick_device
-from pipelines.cues.flow import Target, aim_next, aim_previous, pair_figures
-from pipelines.cues.flow_field import empty_flow, flow_onto_render, pack_flow, unpack_flow
+from pipelines.cues.flow_block import FlowBlock
+from pipelines.cues.flow_field import flow_onto_render
+from pipelines.cues.flow_targets import Target, aim_keyframe
 from pipelines.cues.model_flow import ModelFlow
 from pipelines.cues.protocols import FlowField
 from pipelines.cues.resize import shrink, working_size
@@ -88,30 +89,15 @@ class TrackedFlowCue(ModelFlow):
         """The four arrays of the slot, see storage.schema.CUES. Raises WeightsError before a frame is read."""
         tracker = self.tracker()
         cv2.setNumThreads(self.threads)
-        aim = aim_next(context.scene) if self.slot == "next" else aim_previous(context.scene)
         masks = context.upstream("masks")["masks/instance"]
-        arrays = empty_flow(self.slot, context.stop - context.start, len(context.cameras), context.sizes.render)
-        reasons: dict[str, int] = {}
-        figures: list[dict[str, Any]] = []
-        for i, c in np.ndindex(masks.shape[:2]):
-            channel = context.cameras[c]
-            target = aim(context.start + i, channel)
-            if isinstance(target, str):
-                reasons[target] = reasons.get(target, 0) + 1
-                continue
-            arrays[f"flow/{self.slot}/target_frame"][i, c] = target.frame
-            arrays[f"flow/{self.slot}/target_sweep"][i, c] = target.sweep
+        block = FlowBlock(context, self.slot)
+        for i, c, target in block.targets(aim_keyframe(context.scene, self.slot)):
             if not masks[i, c].any():
-                figures.append({"camera_frames": 1, "without_masks": 1, "valid": _share(0, context)})
+                block.count({"camera_frames": 1, "without_masks": 1, "valid": _share(0, context)})
                 continue
             field, asked = self._along(context, tracker, target, masks[i, c])
-            flow, trust, out_of_range = pack_flow(field)
-            arrays[f"flow/{self.slot}/flow"][i, c] = flow
-            arrays[f"flow/{self.slot}/confidence"][i, c] = trust
-            figures.append({"out_of_range": out_of_range, "queries": asked})
-            figures.append(pair_figures(context, self.slot, context.start + i, channel, target, unpack_flow(flow)))
-        notes = [f"{reason} ({count} camera-frames)" for reason, count in reasons.items()]
-        return CueBlock(arrays, summarise(figures), notes)
+            block.put(i, c, target, field, queries=asked)
+        return block.finished()
 
     def _along(
         self, context: BlockContext, tracker: "PointTracker", target: Target, masks: UInt16[np.ndarray, "H W"]

@@ -12,9 +12,10 @@ from jaxtyping import Float, UInt16
 from eval.labels import figure, mask_figures, summarise
 from pipelines.config import ConfigError, json_digest
 from pipelines.cues.base import BlockContext, CueBlock
-from pipelines.cues.flow import aim_next, flow_along
+from pipelines.cues.flow import flow_along
 from pipelines.cues.flow_chain import ChainedDis
 from pipelines.cues.flow_field import unpack_flow
+from pipelines.cues.flow_targets import aim_next
 from pipelines.cues.grounded_sam.boxes import TileRule
 from pipelines.cues.grounded_sam.choice import Model, build_detector, build_segmenter
 from pipelines.cues.grounded_sam.detection import DetectionRule

@@ -2,17 +2,17 @@
 
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import cv2
 
-from eval.labels import summarise
 from pipelines.config import json_digest
 from pipelines.cues.base import BlockContext, CueBlock
-from pipelines.cues.flow import Target, aim_next, aim_previous, pair_figures
-from pipelines.cues.flow_field import empty_flow, flow_onto_render, pack_flow, unpack_flow
+from pipelines.cues.flow_block import FlowBlock
+from pipelines.cues.flow_field import flow_onto_render
+from pipelines.cues.flow_targets import Target
 from pipelines.cues.model_flow import ModelFlow
-from pipelines.cues.neighbours import DrawRule, aim_drawn
+from pipelines.cues.neighbours import DrawRule, aim_slot
 from pipelines.cues.resize import shrink, working_size
 from pipelines.cues.unimatch.inference import CheckRule, Precision
 from pipelines.cues.unimatch.pairs import Pair, PairMatcher
@@ -65,48 +65,17 @@ class UniMatchFlowCue(ModelFlow):
         """The four arrays of the slot, see storage.schema.CUES. Raises WeightsError before a frame is read."""
         matcher = PairMatcher.load(self.weights, self.device, self.precision, self.size, self.check)
         cv2.setNumThreads(1)
-        wanted, reasons = self._targets(context)
-        arrays = empty_flow(self.slot, context.stop - context.start, len(context.cameras), context.sizes.render)
-        figures: list[dict[str, Any]] = []
-        remaining = iter(wanted)
+        block = FlowBlock(context, self.slot)
+        aim = aim_slot(context.scene, self.slot, self.draw, context.sweep_slots)
+        # From the end for "prev": what "next" left last is still kept.
+        remaining = block.targets(aim, backwards=self.slot == "prev")
         while part := list(islice(remaining, self.batch)):
             pairs = [self._pair(context, target) for _, _, target in part]
             for (i, c, target), found in zip(part, matcher(pairs), strict=True):
                 first = target.film[0]
                 transform = context.sizes.render_transform(first)
-                field = flow_onto_render(found, (first.height, first.width), transform)
-                flow, trust, out_of_range = pack_flow(field)
-                arrays[f"flow/{self.slot}/flow"][i, c] = flow
-                arrays[f"flow/{self.slot}/confidence"][i, c] = trust
-                arrays[f"flow/{self.slot}/target_frame"][i, c] = target.frame
-                arrays[f"flow/{self.slot}/target_sweep"][i, c] = target.sweep
-                figures.append({"out_of_range": out_of_range})
-                known = unpack_flow(flow)
-                t, channel = context.start + i, context.cameras[c]
-                figures.append(pair_figures(context, self.slot, t, channel, target, known))
-        notes = [f"{reason} ({count} camera-frames)" for reason, count in reasons.items()]
-        return CueBlock(arrays, summarise(figures), notes)
-
-    def _targets(self, context: BlockContext) -> tuple[list[tuple[int, int, Target]], dict[str, int]]:
-        """(keyframe of the block, camera, target) in the order of work; how often there is none, by reason."""
-        aims = {
-            "next": lambda: aim_next(context.scene),
-            "prev": lambda: aim_previous(context.scene),
-            "aux": lambda: aim_drawn(context.scene, self.draw, context.sweep_slots),
-        }
-        aim = aims[self.slot]()
-        wanted: list[tuple[int, int, Target]] = []
-        reasons: dict[str, int] = {}
-        order = range(context.stop - context.start)
-        # From the end for "prev": what "next" left last is still kept.
-        for i in reversed(order) if self.slot == "prev" else order:
-            for c, channel in enumerate(context.cameras):
-                target = aim(context.start + i, channel)
-                if isinstance(target, str):
-                    reasons[target] = reasons.get(target, 0) + 1
-                else:
-                    wanted.append((i, c, target))
-        return wanted, reasons
+                block.put(i, c, target, flow_onto_render(found, (first.height, first.width), transform))
+        return block.finished()
 
     def _pair(self, context: BlockContext, target: Target) -> Pair:
         size = working_size(target.film[0].height, target.film[0].width, self.max_width)

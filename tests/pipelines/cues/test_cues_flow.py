@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines.cues.flow import aim_next, aim_previous
 from pipelines.cues.flow_dis import DisFlowCue
 from pipelines.cues.flow_field import unpack_flow
+from pipelines.cues.flow_targets import aim_next, aim_previous
 from pipelines.cues.neighbours import DrawRule, aim_drawn, draw, seeded_uniform
 from storage.schema import INVALID_FLOW
 
