@@ -20,6 +20,8 @@ from storage.schema import FLOW_SCALE
 from train.batch import Batch
 from train.confidence import pixel_weights
 from train.frames import CachedScene
+from train.standing import depth_per_pixel, standing_things
+from train.things import returns_on_things
 
 PRIOR_M = 3.0
 """Motion per interval that is thought likely, metres: what pixels do not show (motion along the view) is near zero."""
@@ -36,17 +38,19 @@ NEAR_WIDTHS = 2 / 176
 """So near to where a flow ends a return tells its depth, image widths."""
 WELL_KNOWN_M = 0.5
 """A motion along some direction that is known to this many metres per interval counts by half, a better one by more."""
-THING_M = 4.0
-"""Returns this much farther or nearer than the nearer quarter of a mask's are of what lies behind or before it."""
 PATCH_M = 2.0
 """Edge of the cubes that move as one: about a car's width."""
 
 
 class Ending(NamedTuple):
-    """Returns on movable things in the image where flow ends: pixels and depth along the camera's axis, metres."""
+    """Movable things in the image where flow ends: pixels and depth along the camera's axis, metres.
+
+    `spread`: metres per squared metre of depth by which depth is likely to be off, but by DEPTH_NOISE_M at least.
+    """
 
     pixels: Float64[np.ndarray, "m 2"]
     depth: Float64[np.ndarray, " m"]
+    spread: float = 0.0
 
 
 class Lifted(NamedTuple):
@@ -58,8 +62,13 @@ class Lifted(NamedTuple):
     information: Float64[np.ndarray, "n 2 2"]
 
 
-def lifted_spots(scene: CachedScene, t: int, min_mask_score: float, sample: Batch, spot_m: float) -> np.ndarray:
-    """Spots on movable things of a keyframe, from its returns and the cues of its sample.
+def lifted_spots(
+    scene: CachedScene, t: int, min_mask_score: float, sample: Batch, spot_m: float, ground_z: float | None = None
+) -> np.ndarray:
+    """Spots on movable things of a keyframe, from its returns, or where those things stand, and the sample's cues.
+
+    Args:
+        ground_z: height of the ground in the ego frame, metres, on which things are found; None: by LiDAR returns.
 
     Returns:
         float32 (spots, 9): x, y, z in the reference ego frame, metres; motion x, y, metres per interval; the four
@@ -67,16 +76,22 @@ def lifted_spots(scene: CachedScene, t: int, min_mask_score: float, sample: Batc
         every direction, less in directions that little is known of.
     """
     assert sample.flow_next is not None
-    points, _ = scene.lidar(t)
     view, parts, weights = sample.flow_next.view, [], lift_weights(sample)
     for c in np.flatnonzero(sample.camera_valid.numpy() & view.valid.numpy()):
-        end = scene.flow("next", t, int(c), 0)
-        ending = things_seen(scene, end.target_frame, int(c), min_mask_score) if end.target_sweep < 0 else None
+        ref_from_cam, K = sample.ref_from_cam[c].double().numpy(), sample.K[c].double().numpy()
+        instances = scene.instances(t, int(c), min_mask_score)
+        if ground_z is None:
+            points = scene.lidar(t)[0].astype(np.float64)
+        else:
+            points = standing_things(instances, ref_from_cam, K, ground_z).points(ref_from_cam, K)
+        end, ending = scene.flow("next", t, int(c), 0), None
+        if end.target_sweep < 0 and scene.has("masks", end.target_frame):
+            ending = _ending(scene, end.target_frame, int(c), min_mask_score, ground_z)
         lifted = lift_flow(
-            points.astype(np.float64),
-            sample.ref_from_cam[c].double().numpy(),
-            sample.K[c].double().numpy(),
-            scene.instances(t, int(c), min_mask_score),
+            points,
+            ref_from_cam,
+            K,
+            instances,
             sample.flow_next.flow[c].numpy(),
             sample.flow_next.known[c].numpy(),
             view.cam_from_ref[c].double().numpy(),
@@ -107,14 +122,18 @@ def lift_weights(sample: Batch) -> Float32[np.ndarray, "cameras h w"] | None:
     return weights
 
 
-def things_seen(scene: CachedScene, t: int, c: int, min_mask_score: float) -> Ending | None:
-    """The returns of a keyframe on movable things in one of its images; None where it lacks returns or masks."""
-    if not (scene.has("lidar", t) and scene.has("masks", t)):
-        return None
+def _ending(scene: CachedScene, t: int, c: int, min_mask_score: float, ground_z: float | None) -> Ending | None:
+    """Movable things in one of a keyframe's images, by its returns or by where they stand; None where it has none."""
     instances = scene.instances(t, c, min_mask_score)
+    if ground_z is not None:
+        ego_from_cam, K = (array[c] for array in scene.cameras(t))
+        pixels, depth = standing_things(instances, ego_from_cam, K, ground_z)
+        return Ending(pixels, depth, depth_per_pixel(ego_from_cam, K, ground_z))
+    if not scene.has("lidar", t):
+        return None
     uv, depth, inside = scene.returns_in_image(t, c)
     u, v = np.floor(uv[inside]).astype(np.int64).T
-    on = on_things(instances[v, u], depth[inside])
+    on = returns_on_things(instances[v, u], depth[inside])
     return Ending(uv[inside][on], depth[inside][on])
 
 
@@ -149,7 +168,7 @@ def lift_flow(
     seen, depth, in_front = project(K, transform_points(invert(ref_from_cam), points))
     inside = np.flatnonzero(in_front & in_image(seen, height, width))
     u, v = np.floor(seen[inside]).astype(np.int64).T
-    inside = inside[known[v, u] & on_things(instances[v, u], depth[inside])]
+    inside = inside[known[v, u] & returns_on_things(instances[v, u], depth[inside])]
     if interval == 0:
         inside = inside[:0]
     u, v = np.floor(seen[inside]).astype(np.int64).T
@@ -157,6 +176,7 @@ def lift_flow(
     noise = NOISE_WIDTHS * width
     depth_goal = depth_at(goal, ending, NEAR_WIDTHS * width)
     told = np.isfinite(depth_goal)
+    depth_noise = np.maximum(DEPTH_NOISE_M, (ending.spread if ending else 0.0) * np.where(told, depth_goal, 0.0) ** 2)
     place, found = points[inside], np.zeros((len(inside), 2))
     prior = np.eye(2) / PRIOR_M**2
     share = np.ones(len(inside)) if weight is None else np.sqrt(weight[v, u].astype(np.float64))
@@ -165,7 +185,7 @@ def lift_flow(
         """What is off, (n, 3) in likely errors, and its slope by the motion (n, 3, 2)."""
         landed, slope = _land(place, motion, target_from_ref, target_K, interval)
         off = landed - np.column_stack([goal, np.where(told, depth_goal, landed[:, 2])])
-        scale = np.column_stack([np.tile(share[:, None] / noise, 2), np.where(told, 1 / DEPTH_NOISE_M, 0.0)])
+        scale = np.column_stack([np.tile(share[:, None] / noise, 2), np.where(told, 1 / depth_noise, 0.0)])
         return off * scale, slope * scale[..., None]
 
     for _ in range(ITERATIONS):
@@ -189,15 +209,6 @@ def depth_at(goal: Float64[np.ndarray, "n 2"], ending: Ending | None, near: floa
     some = close.any(axis=1)
     depth[some] = np.nanmedian(np.where(close[some], ending.depth[None], np.nan), axis=1)
     return depth
-
-
-def on_things(instance: UInt16[np.ndarray, " n"], depth: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-    """Which points lie on the thing whose mask they fall into, and not on what is seen past its edge."""
-    found = np.zeros(len(instance), dtype=bool)
-    for name in np.unique(instance[instance > 0]):
-        of_it = instance == name
-        found |= of_it & (np.abs(depth - np.quantile(depth[of_it], 0.25)) < THING_M)
-    return found
 
 
 def _land(

@@ -16,6 +16,7 @@ from train.returns import (
     draw_with_neighbours,
     lidar_returns,
     movable_obstacles,
+    padded,
     still_returns,
     thinned,
 )
@@ -47,7 +48,7 @@ class PointCues:
         self._lidar, self._cues = "lidar" in cues, frozenset(cues)
         self._triangulation_cues = triangulation_cues(config)
         self._excluded, self._targets, self._movable = excluded, targets, movable
-        self._grid = config.model.grid.build()
+        self._grid, self._ground_z = config.model.grid.build(), config.model.depth_lift.ground_z
 
     def returns(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Returns | None:
         """The returns that this draw casts, of the keyframe and of those within `rays.lidar_reach` of it: LiDAR's, and
@@ -75,12 +76,13 @@ class PointCues:
         return Returns(*(torch.cat(columns) for columns in zip(*parts, strict=True))) if parts else None
 
     def add_moving(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
-        """Spots on movable things and their motion, where `loss.lifted_flow` learns from it."""
-        wanted = self.loss.lifted_flow and {"lidar", "masks", "flow_next"} <= self._cues
-        if not wanted or batch.flow_next is None:
+        """Spots on movable things and their motion, where `loss.lifted_flow` learns from it: by the keyframe's returns,
+        or in a camera-only run that triangulates its own by the ground that things stand on."""
+        known = {"masks", "flow_next"} <= self._cues and (self._lidar or self.rays.triangulated)
+        if not (self.loss.lifted_flow and known) or batch.flow_next is None:
             return
-        edge = min(self._grid.voxel_size)
-        spots = scene.derived("lifted", t, self.score, lambda: lifted_spots(scene, t, self.score, batch, edge))
+        edge, ground = min(self._grid.voxel_size), None if self._lidar else self._ground_z
+        spots = scene.derived("lifted", t, self.score, lambda: lifted_spots(scene, t, self.score, batch, edge, ground))
         drawn, batch.moving_valid = _draw(spots, self.rays.moving, rng)
         batch.moving_points, batch.moving_motion = drawn[:, :3], drawn[:, 3:5]
         batch.moving_weight = drawn[:, 5:].unflatten(1, (2, 2))
@@ -130,7 +132,4 @@ class PointCues:
 
 def _draw(spots: np.ndarray, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """`count` rows without replacement, zeros where there are fewer, and which are rows."""
-    chosen = rng.permutation(len(spots))[:count]
-    drawn = np.zeros((count, spots.shape[1]), dtype=np.float32)
-    drawn[: len(chosen)] = spots[chosen]
-    return torch.from_numpy(drawn), torch.arange(count) < len(chosen)
+    return padded(spots[rng.permutation(len(spots))[:count]], count)

@@ -1,0 +1,111 @@
+"""Depth of movable things from the ground that they stand on, by hand and in a small exact world."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from geometry.transforms import from_rotation_translation
+from train.batch import Batch, collate
+from train.config import TrainConfig
+from train.data import KeyframeDataset
+from train.standing import FARTHEST_M, depth_per_pixel, standing_things
+from train.things import THING_M
+
+Make = Callable[..., TrainConfig]
+K = np.array([[100.0, 0, 50.0], [0, 100.0, 40.0], [0, 0, 1.0]])
+# Looks along x, 1.5 m above the road: row edge v sees the road at 150 / (v - 40) metres.
+EGO_FROM_CAM = from_rotation_translation(
+    np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]), np.array([0.0, 0.0, 1.5])
+)
+
+
+def masks(**boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """Things a, b, … as rows first:last, columns first:last of an image of 80 x 100."""
+    found = np.zeros((80, 100), np.uint16)
+    for number, (top, bottom, left, right) in enumerate(boxes.values()):
+        found[top:bottom, left:right] = number + 1
+    return found
+
+
+def depths(instances: np.ndarray, ground_z: float = 0.0) -> dict[tuple[int, int], float]:
+    """Depth by (row, column)."""
+    found = standing_things(instances, EGO_FROM_CAM, K, ground_z)
+    return {(int(v), int(u)): float(d) for (u, v), d in zip(found.pixels, found.depth, strict=True)}
+
+
+def test_a_thing_is_where_the_road_is_that_its_mask_ends_on() -> None:
+    found = depths(masks(a=(30, 55, 20, 30)))
+    assert len(found) == 25 * 10
+    assert list(found.values()) == pytest.approx([10.0] * 250)
+    assert depths(masks(a=(30, 55, 20, 30)), ground_z=-0.75)[30, 20] == pytest.approx(15.0)
+    place = standing_things(masks(a=(54, 55, 50, 51)), EGO_FROM_CAM, K, 0.0).points(EGO_FROM_CAM, K)
+    assert place == pytest.approx(np.array([[10.0, -0.05, 0.05]])), "half a pixel above the road, half one to the right"
+
+
+def test_a_foot_that_is_cut_off_tells_nothing() -> None:
+    assert not depths(masks(a=(30, 80, 20, 30))), "by the edge of the image"
+    assert not depths(masks(a=(20, 40, 20, 30))), "above the horizon"
+    assert not depths(masks())
+    higher = FARTHEST_M + 1
+    row = 40 + int(150 / higher)
+    assert not depths(masks(a=(30, row, 20, 30))), "on ground too far away"
+    before = masks(a=(30, 50, 20, 30), b=(45, 55, 15, 25))
+    before[45:55, 15:25] = 2
+    found = depths(before)
+    assert found[30, 21] == pytest.approx(15.0), "what another thing hides has its depth from the columns beside"
+    assert found[50, 16] == pytest.approx(10.0)
+
+
+def test_a_thing_stands_on_its_wheels() -> None:
+    """Under the body between them one sees the road behind; a far corner stays within what a thing is long."""
+    car = masks(a=(40, 53, 30, 44))
+    car[53:55, 30:33] = car[53:55, 41:44] = 1
+    found = depths(car)
+    assert found[45, 36] == pytest.approx(10.0)
+    wall = masks(a=(40, 55, 10, 50))
+    wall[45:, 40:50] = 0
+    found = depths(wall)
+    assert found[42, 48] == pytest.approx(10.0 + THING_M)
+
+
+def test_wide_images_give_every_so_many_pixels() -> None:
+    instances = np.zeros((8, 400), np.uint16)
+    instances[2:6, 100:110] = 1
+    camera = np.array([[100.0, 0, 200.0], [0, 100.0, -20.0], [0, 0, 1.0]])
+    assert len(standing_things(instances, EGO_FROM_CAM, camera, 0.0).depth) == 2 * 5
+
+
+def test_a_pixel_is_worth_more_metres_farther_away() -> None:
+    spread = depth_per_pixel(EGO_FROM_CAM, K, 0.0)
+    assert spread == pytest.approx(1 / 150)
+    near, far = (depths(masks(a=(30, bottom, 20, 30)))[30, 20] for bottom in (50, 49))
+    assert far - near == pytest.approx(spread * near * far)
+
+
+def test_a_camera_under_the_ground_sees_none() -> None:
+    assert not depths(masks(a=(30, 55, 20, 30)), ground_z=2.0)
+    assert np.isfinite(depth_per_pixel(EGO_FROM_CAM, K, 2.0))
+
+
+def batch_at(config: TrainConfig, t: int) -> Batch:
+    return collate([KeyframeDataset(config, 2, [("a", t)], 0)[0, 0]])
+
+
+def test_the_worlds_box_moves_as_it_does_without_lidar(world: Any, tiny_config: Make) -> None:
+    """In images of 16 x 32 pixels, of which the box is three wide."""
+    changes = {"loss": {"lifted_flow": 1.0}, "ablation": {"lidar": False}}
+    assert batch_at(tiny_config(**changes), 1).moving_points is None, "a run that triangulates nothing has no returns"
+    batch = batch_at(tiny_config(**changes, rays={"triangulated": 100}), 1)
+    assert batch.moving_valid is not None
+    assert batch.moving_points is not None
+    assert batch.moving_motion is not None
+    there = batch.moving_valid[0]
+    assert 2 < int(there.sum()) < 100
+    true = world.ego(0.5)[:2, :2].T @ np.array(world.box_velocity) * 0.5
+    assert batch.moving_motion[0][there].median(dim=0).values.numpy() == pytest.approx(true, abs=0.35)
+    low, high = world.box(0.5)
+    points = batch.moving_points[0][there].double().numpy()
+    in_world = points @ world.ego(0.5)[:3, :3].T + world.ego(0.5)[:3, 3]
+    assert np.abs(np.median(in_world, axis=0) - (low + high) / 2).max() < 1.5
