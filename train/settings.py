@@ -143,7 +143,7 @@ class LossConfig(Section):
     """Per pixel at `reference_width`."""
     lifted_flow: NonNegativeFloat = 0.0
     """Second stage: motion of LiDAR returns on movable things as `train.lifted_flow` finds it in the cue, per metre and
-    interval. Needs LiDAR, masks and `flow_next`."""
+    interval. Needs masks, `flow_next`, and LiDAR or `rays.triangulated`, which places things where they stand."""
     lifted_still: NonNegativeFloat = 0.0
     """Second stage: length of the flow at returns that lie on no movable thing, per metre and interval. Without it
     whatever surrounds a moving thing, such as the lane it drives in, is given its motion. Needs LiDAR and masks, or
