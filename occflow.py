@@ -11,7 +11,7 @@ import occflow_eval
 import occflow_inspect
 import occflow_store
 import occflow_weights
-from occflow_shell import ScenesOption, names, out, overrides, say, verb
+from occflow_shell import ScenesOption, names, out, overrides, preset_list, say, verb
 
 # Threads that spin while they wait take the core that others need: on a busy machine a training step was seen to take
 # ten times as long. Read when torch is loaded, so it is set before.
@@ -27,6 +27,11 @@ app.add_typer(occflow_store.app, name="store")
 app.add_typer(occflow_weights.app, name="weights")
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=c (repeatable).")]
+
+
+def _said(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given: one that was not must not undo a --set of the same key."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 @app.callback()
@@ -71,7 +76,7 @@ def synth(
 @app.command()
 @verb
 def cues(
-    config: Annotated[str, typer.Argument(help="A YAML file, or a preset: demo, nuscenes, semantic_kitti.")],
+    config: Annotated[str, typer.Argument(help=f"A YAML file, or a preset: {preset_list('pipelines')}.")],
     root: Annotated[Path | None, typer.Option(help="Overrides dataset.root.")] = None,
     store: Annotated[str | None, typer.Option(help="Overrides store: a path, or s3://bucket/….zarr.")] = None,
     scenes: ScenesOption = None,
@@ -89,7 +94,7 @@ def cues(
     kind = "dask" if scheduler is not None else None if runner == "plain" else runner
     given: dict[str, Any] = {"dataset.root": root, "store": store, "runner.kind": kind}
     given |= {"runner.workers": workers, "runner.scheduler": scheduler}
-    settings = load_config(config, overrides(set_ or []) | given)
+    settings = load_config(config, overrides(set_ or []) | _said(given))
     if dry_run:
         show_dry_run(settings, names(scenes), names(cues), out)
         say(f"next: the same command without --dry-run writes {settings.store}")
@@ -99,7 +104,9 @@ def cues(
     if report.interrupted:
         say("next: the same command again goes on where this one stopped")
         raise typer.Exit(130)
-    say(f"next: occflow status {settings.store}    or    occflow train demo --set store={settings.store}")
+    trained = Path(config).stem
+    trained = trained if trained in preset_list("train").split(", ") else "CONFIG"
+    say(f"next: occflow status {settings.store}    or    occflow train {trained} --set store={settings.store}")
     raise typer.Exit(1 if report.failed else 0)
 
 
@@ -122,7 +129,7 @@ def deploy(
     from pipelines.config import load_config
     from pipelines.deployments import deploy as deploy_flow
 
-    settings = load_config(config, overrides(set_ or []) | {"dataset.root": root, "store": store})
+    settings = load_config(config, overrides(set_ or []) | _said({"dataset.root": root, "store": store}))
     given: dict[str, Any] = {"cron": cron, "timezone": timezone, "image": image}
     given |= {"scenes": names(scenes), "cues": names(cues)}
     default = str(settings.store).rsplit("/", 1)[-1].removesuffix(".zarr")
@@ -144,10 +151,15 @@ def status(
     found = store_status(store)
     occflow_store.show_status(found, every)
     rows = [*found.rows, *found.truth]
-    incomplete = sum(row.state in ("partial", "damaged") for row in found.rows)
+    incomplete = sum(row.wanting for row in rows)
     total = f"{sum(row.bytes for row in rows) / 1e6:.1f} MB"
     say(f"{len({row.scene for row in found.rows})} scenes, {total}, {incomplete} cues incomplete: {store}")
-    say(f"next: occflow {'verify' if not incomplete else 'verify --repair'} {store}")
+    if any(row.state == "damaged" for row in rows):
+        say(f"next: occflow verify --repair {store}, then the occflow cues command that made it")
+    elif incomplete and not (found.run is not None and found.run.runs):
+        say("next: the occflow cues command that made it goes on")
+    else:
+        say(f"next: occflow verify {store}")
 
 
 @app.command()
@@ -160,8 +172,8 @@ def verify(
     quick: Annotated[bool, typer.Option(help="Compare files with their digests, decode nothing.")] = False,
 ) -> None:
     """Read everything in a store (and its truth) and check it; exits with 1 on damage."""
+    from storage.repair import repair as store_repair
     from storage.truth import truth_path
-    from storage.verify import repair as store_repair
     from storage.verify import verify as store_verify
 
     damaged = 0
@@ -175,15 +187,15 @@ def verify(
             taken = store_repair(path, findings)
             say(f"{path}: repaired; {len(taken)} units were taken back")
     say(f"{damaged} findings in {store}" if damaged else f"{store}: every record, file and chunk is sound")
-    if damaged and not repair:
-        say(f"next: occflow verify --repair {store}, then the occflow cues command that made it")
+    if damaged:
+        say(f"next: {'' if repair else f'occflow verify --repair {store}, then '}the occflow cues command that made it")
     raise typer.Exit(1 if damaged and not repair else 0)
 
 
 @app.command()
 @verb
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or a preset: demo, nuscenes, semantic_kitti, ...")],
+    config: Annotated[str, typer.Argument(help=f"A YAML file, or a preset: {preset_list('train')}.")],
     resume: Annotated[bool, typer.Option(help="Go on with the run in `out`.")] = False,
     set_: SetOption = None,
 ) -> None:

@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import resources
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -81,6 +82,12 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
 def say(line: str, console: Console = out) -> None:
     """One line on standard output, as it is: not wrapped, no markup, so that paths can be copied."""
     console.print(line, markup=False, soft_wrap=True)
+
+
+def preset_list(package: str) -> str:
+    """Names of the presets that ship with a package, for a help text, which must be quick: no module is loaded."""
+    names = (entry.name for entry in (resources.files(package) / "configs").iterdir())
+    return ", ".join(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

@@ -158,7 +158,11 @@ def show_status(found: Any, every: bool) -> None:
     out.print(table)
     # A cue that no scene has was never asked for.
     asked = {cue for cue, rows in by_cue.items() if any(row.committed for row in rows)}
-    wanting = [(n, row) for n, row in labelled if row.failed or (row.state != "complete" and n + row.cue in asked)]
+    wanting = [
+        (n, row)
+        for n, row in labelled
+        if row.failed or row.wanting or (row.state != "complete" and n + row.cue in asked)
+    ]
     wanting.sort(key=lambda item: (item[1].state != "damaged", not item[1].failed))
     if wanting:
         _show_rows(wanting[:_LINES])
@@ -170,7 +174,8 @@ _STATES = ("complete", "partial", "missing", "damaged")
 
 
 def _show_rows(labelled: Sequence[tuple[str, Any]]) -> None:
-    table = Table("scene", "cue", "state", "blocks", "keyframes", "size", "why", box=None)
+    table = Table("scene", "cue", "state", "blocks", "keyframes", "size", box=None)
+    table.add_column("why", overflow="fold")  # a path's end is what tells which file
     for label, row in labelled:
         size, blocks = f"{row.bytes / 1e6:.1f} MB", f"{row.committed}/{row.blocks}"
         table.add_row(row.scene, label + row.cue, row.state, blocks, str(row.frames), size, row.why)

@@ -123,6 +123,10 @@ class CuesConfig(_Model):
     def _store(cls, store: Location) -> Location:
         if store.suffix != ".zarr":
             raise ValueError(f"a store's name ends in .zarr: try {store}.zarr")
+        if isinstance(store, Path):
+            for folder in (store, *store.parents):
+                if folder.is_file():
+                    raise ValueError(f"{folder} is a file, where a store needs a folder: give another path")
         return store
 
     @field_validator("cues", mode="before")

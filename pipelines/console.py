@@ -114,14 +114,17 @@ def show_dry_run(
     config: CuesConfig, scenes: Sequence[str] | None, cues: Sequence[str] | None, console: Console
 ) -> None:
     """A table of what an extraction would take. Raises StoreError when the disk is too small for it."""
-    rows = estimate(config, plan(config, scenes, cues))
+    work = plan(config, scenes, cues)
+    rows = estimate(config, work)
+    console.print(f"{len(work.open)} units to make, {work.count('current')} current", markup=False)
     table = Table("cue", "units", "keyframes", "size", "time", "of a", "rates")
     for row in rows:
         time = f"{row.seconds / 3600:.1f} h" if row.seconds >= 3600 else f"{row.seconds:.0f} s"
         table.add_row(
             row.cue, str(row.units), str(row.keyframes), f"{row.bytes / 1e6:,.1f} MB", time, _device(row), row.source
         )
-    console.print(table)
+    if rows:
+        console.print(table)
     hours = {device: sum(row.seconds for row in rows if _device(row) == device) / 3600 for device in ("core", "GPU")}
     size = sum(row.bytes for row in rows)
     free = free_space(config.store)

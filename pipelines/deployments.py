@@ -75,12 +75,13 @@ def deploy(
     with quiet_prefect():
         import httpx
 
+        schedules = _schedules(cron, timezone)  # before a pool is made for a schedule that is none
         try:
             _ensure_pool(pool, image)
             # What is not set is left to the machine that runs it: the number of its cores, for one.
             given = absolute(config).model_dump(mode="json", exclude_unset=True)
             parameters = {"config": given, "scenes": scenes, "cues": cues}
-            _register(absolute(config), name, pool, _schedules(cron, timezone), parameters, image)
+            _register(absolute(config), name, pool, schedules, parameters, image)
         except httpx.TransportError as error:
             raise PrefectError(
                 f"PREFECT_API_URL={server}: no Prefect server answers there ({type(error).__name__}: {error}); start "

@@ -18,7 +18,7 @@ def read_attributes(root: Location) -> StoreAttributes:
     """Root attributes of a store.
 
     Raises:
-        StoreError: there is no store at this path.
+        StoreError: there is no store at this path, or it may not be read.
         SchemaVersionError: it has another schema version.
         StoreDamage: its root zarr.json was changed.
     """
@@ -29,6 +29,10 @@ def read_attributes(root: Location) -> StoreAttributes:
         if place.exists(SPARE_ROOT):
             raise StoreDamage(f"{path}: missing. Run `occflow verify --repair`: it restores it from a copy.") from error
         raise StoreError(f"{root}: no cue store here (no zarr.json). Check the path, or run `occflow cues`.") from error
+    except PermissionError as error:
+        raise StoreError(
+            f"{path}: may not be read by this user; give it access, or run as the store's owner."
+        ) from error
     return parse_attributes(raw, path)
 
 

@@ -199,11 +199,19 @@ def as_read(record: CommitRecord) -> CommitRecord:
 
 
 def read_record(root: Location, unit: UnitId) -> CommitRecord | None:
-    """The unit's record, None when it is not committed. Raises StoreDamage, SchemaVersionError."""
+    """The unit's record, None when it is not committed.
+
+    Raises:
+        StoreDamage, SchemaVersionError: as decoding it.
+        StoreError: this user may not read it, so that nobody takes its data for nobody's.
+    """
     try:
         raw = backend(root).get(commit_key(unit))
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        path = commit_path(root, unit)
+        raise StoreError(f"{path}: this user may not read it; give access, or run as the store's owner.") from error
     return parse_record(root, unit, raw)
 
 

@@ -12,7 +12,8 @@ class Finding:
 
     Attributes:
         kind: `schema` (another schema version), `root` (root zarr.json or its copy), `record` (undecodable or
-            misplaced record), `waiting` (a record whose scene's init unit is not committed), `missing`, `size`,
+            misplaced record), `waiting` (a record whose scene's init unit is not committed), `denied` (a file that
+            this user may not read, which says nothing about it), `missing`, `size`,
             `digest` (a shard against its record), `metadata` (a zarr.json), `chunk` (does not decode), `value`
             (decodes, but breaks a rule), `orphan` (data without a record), `temporary` (left by a killed writer),
             `aside` (facts of raw files, index or journal, not whole).

@@ -21,8 +21,9 @@ def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[U
 
     Restored in place: the root, and zarr.json files whose content follows from the record. Removed: data without a
     record, what killed writers left, asides that are not whole. Taken back (record first, then data, so that the next
-    `occflow cues` makes them again): units with a damaged record, shard, chunk or value. Left alone: kind `schema`, and
-    `waiting`, for blocks are whole again as soon as `occflow cues` has committed their scene's table.
+    `occflow cues` makes them again): units with a damaged record, shard, chunk or value. Left alone: `schema` and
+    `denied`, of which nothing is known, and `waiting`, for blocks are whole again as soon as `occflow cues` has
+    committed their scene's table.
 
     Returns:
         The units taken back, sorted.

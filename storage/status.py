@@ -1,11 +1,13 @@
 """What a store holds and what it lacks, as rows of scene, cue and state."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.attributes import read_attributes
-from storage.index import Summaries, UnitSummary, read_summaries
+from storage.errors import StoreError
+from storage.index import UnitSummary, read_summaries
 from storage.journal import RunLog, read_runs
 from storage.layout import INIT, UnitId, blocks, cue_specs
 from storage.location import Location, as_location
@@ -27,6 +29,7 @@ class StatusRow:
         why: what failed, what is missing or unreadable, then the notes that the extractor left; "" when there is
             nothing to say.
         failed: blocks whose last attempt failed.
+        planned: some of its blocks a run set out to make.
     """
 
     scene: str
@@ -38,6 +41,12 @@ class StatusRow:
     bytes: int
     why: str
     failed: int = 0
+    planned: bool = False
+
+    @property
+    def wanting(self) -> bool:
+        """Whether something of it is to be made, or made again: a cue that no run was asked for is not."""
+        return self.state in ("partial", "damaged") or (self.state == "missing" and (self.planned or self.failed > 0))
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,8 @@ def store_status(path: str | Path) -> StoreStatus:
     """The status of a cue store and of the truth store beside it. Raises as `status`."""
     root, beside = as_location(path), truth_path(path)
     runs = read_runs(root)
-    found = _Known(root, read_summaries(root), runs)
-    other = _Known(beside, read_summaries(beside), runs) if beside.exists() else None
+    found = _Known(root, runs)
+    other = _Known(beside, runs) if beside.exists() else None
     progress = run_progress(runs, found.units, other.units if other is not None else None)
     return StoreStatus(found.rows(), other.rows() if other is not None else [], progress)
 
@@ -68,28 +77,36 @@ def status(path: str | Path) -> list[StatusRow]:
         StoreError, SchemaVersionError, StoreDamage: as opening the store.
     """
     root = as_location(path)
-    return _Known(root, read_summaries(root), read_runs(root)).rows()
+    return _Known(root, read_runs(root)).rows()
 
 
 class _Known:
     """What is known of one store."""
 
-    def __init__(self, root: Location, summaries: Summaries, runs: Sequence[RunLog]) -> None:
-        self.attributes = read_attributes(root)
+    def __init__(self, root: Location, runs: Sequence[RunLog]) -> None:
+        self.attributes = read_attributes(root)  # first, for it says where there is no store
+        summaries = read_summaries(root)
         self.cues = tuple(cue_specs(self.attributes.kind))
         truth = self.attributes.kind == "truth"
         self.units: Mapping[UnitId, UnitSummary] = summaries.units
         self.damaged = summaries.damaged
         self.failures = latest_failures(runs, self.units, truth)
         prefix = TRUTH if truth else ""
-        self._under_way = {name for run in runs if run.running for name in run.planned}
         self._name = lambda unit: f"{prefix}{unit}"
-        self._planned = {name for run in runs for name in run.planned}
+        self._planned = {name: run for run in runs for name in run.planned}
+        """By unit name, the latest run that set out to make it."""
+        self._to_open = {
+            unit.scene
+            for run in ([run for run in runs if run.running] or runs[-1:])
+            for unit in _units(run.planned, truth)
+            if unit.cue == INIT
+        }
+        """Scenes of the runs that go on, or of the last one: they are listed before anything of them is there."""
 
     def rows(self) -> list[StatusRow]:
         """All rows."""
         rows = []
-        scenes = {unit.scene for unit in (*self.units, *self.damaged, *self.failures)}
+        scenes = {unit.scene for unit in (*self.units, *self.damaged, *self.failures)} | self._to_open
         for scene in sorted(scenes):
             opened = UnitId(INIT, scene)
             init = self.units.get(opened)
@@ -107,8 +124,21 @@ class _Known:
     def _unopened(self, unit: UnitId) -> StatusRow:
         damage, failure = self.damaged.get(unit, ""), self.failures.get(unit, "")
         why = damage or (f"failed: {failure}" if failure else "")
-        why = why or "the scene's init unit is not committed, so its blocks are not visible"
-        return StatusRow(unit.scene, INIT, "damaged" if damage else "missing", 0, 1, 0, 0, why, int(bool(failure)))
+        if not why and any(known.scene == unit.scene for known in self.units):
+            why = "the scene's init unit is not committed, so its blocks are not visible"
+        state = "damaged" if damage else "missing"
+        return StatusRow(
+            unit.scene, INIT, state, 0, 1, 0, 0, why or self._unmade(unit), int(bool(failure)), planned=True
+        )
+
+    def _unmade(self, unit: UnitId) -> str:
+        """Why a unit that a run set out to make is not there, where the run does not say that it failed."""
+        run = self._planned[self._name(unit)]
+        if run.running:
+            return "to be made by the run that goes on"
+        if run.end == "done":
+            return "was made, and taken back since"
+        return f"the run that was to make it {f'ended: {run.end}' if run.end else 'was killed'}"
 
     def _row(self, units: list[UnitId], init: UnitSummary) -> StatusRow:
         found = {u: self.units[u] for u in units if u in self.units and self.units[u].init == init.init}
@@ -124,9 +154,9 @@ class _Known:
         frames = sum(summary.frames[1] - summary.frames[0] for summary in found.values())
         size = sum(summary.bytes for summary in found.values())
         why = self._why(units, found, failed, absent)
-        return StatusRow(
-            units[0].scene, units[0].cue, state, len(found), len(units), frames, size, "; ".join(why), len(failed)
-        )
+        planned = any(self._name(unit) in self._planned for unit in units)
+        name = (units[0].scene, units[0].cue, state)
+        return StatusRow(*name, len(found), len(units), frames, size, "; ".join(why), len(failed), planned)
 
     def _why(
         self, units: list[UnitId], found: Mapping[UnitId, UnitSummary], failed: Mapping[UnitId, str], absent: list[int]
@@ -136,20 +166,31 @@ class _Known:
         for unit, reason in failed.items():
             by_reason.setdefault(reason, []).append(unit.block)
         lines = [f"failed ({_spans(numbers)}): {reason}" for reason, numbers in by_reason.items()]
-        known = self.units.keys() | self.damaged.keys() | failed.keys()
-        if not any(unit in known or self._name(unit) in self._planned for unit in units):
+        known = {unit for unit in units if unit in self.units or unit in self.damaged or unit in failed}
+        if not known and not any(self._name(unit) in self._planned for unit in units):
             lines.append("no run was asked for it")
         if absent and found:
             lines.append(f"{len(absent)} of {len(units)} blocks not committed ({_spans(absent)})")
-        waiting = [u.block for u in units if u.block in absent and u not in failed and self._name(u) in self._under_way]
-        if waiting:
-            lines.append(f"to be made by the run that goes on ({_spans(waiting)})")
+        unmade: dict[str, list[int]] = {}
+        for unit in units:
+            run = self._planned.get(self._name(unit))
+            if run is not None and unit not in found and unit not in failed and (run.running or unit not in known):
+                unmade.setdefault(self._unmade(unit), []).append(unit.block)
+        lines += [f"{reason} ({_spans(numbers)})" for reason, numbers in unmade.items()]
         for unit in units:
             if unit in self.damaged:
                 lines.append(self.damaged[unit])
             elif unit in self.units and unit not in found:
                 lines.append(f"block {unit.block} belongs to an earlier init of the scene")
         return [*lines, *dict.fromkeys(note for summary in found.values() for note in summary.notes)]
+
+
+def _units(names: Iterable[str], truth: bool) -> Iterator[UnitId]:
+    """The units of one store among the names of a journal."""
+    for name in names:
+        if name.startswith(TRUTH) == truth:
+            with contextlib.suppress(StoreError):
+                yield UnitId.parse(name.removeprefix(TRUTH))
 
 
 def _spans(numbers: list[int]) -> str:

@@ -17,7 +17,6 @@ from storage.finding import Finding
 from storage.invariants import broken_rules
 from storage.layout import INIT, PENDING, SPARE_ROOT, UnitId, cue_specs, owner_of, root_metadata
 from storage.location import Location, ObjectPath, as_location
-from storage.repair import repair as repair  # where the command line looks for it
 from storage.schema import StoreAttributes
 from storage.work import Specs
 
@@ -30,7 +29,7 @@ def verify(path: str | Path | ObjectPath, *, decode: bool = True) -> list[Findin
         decode: also decode every chunk of files whose digest fits, and check the rules between values.
 
     Raises:
-        StoreError: there is no store at this path.
+        StoreError: there is no store at this path, or a record that this user may not read.
     """
     root = as_location(path)
     found, attributes = _verify_root(root)
@@ -104,6 +103,8 @@ def _verify_shard(root: Location, record: CommitRecord, key: str, size: int, sha
         found_size, found_digest = backend(root).digest(key)
     except FileNotFoundError:
         return Finding("missing", path, f"{size} bytes were committed", record.unit)
+    except PermissionError as error:
+        return _denied(path, error, record.unit)
     except OSError as error:
         return Finding("missing", path, f"cannot be read: {error.strerror or error}", record.unit)
     if found_size != size:
@@ -113,10 +114,18 @@ def _verify_shard(root: Location, record: CommitRecord, key: str, size: int, sha
     return None
 
 
+def _denied(path: Location, error: PermissionError, unit: UnitId) -> Finding:
+    remedy = "let this user read it, then verify again"
+    return Finding("denied", path, f"cannot be read ({error.strerror or error}): {remedy}", unit)
+
+
 def _verify_metadata(root: Location, record: CommitRecord) -> Iterator[Finding]:
     for name, sha256 in record.metadata.items():
         try:
             intact = backend(root).digest(name)[1] == sha256
+        except PermissionError as error:
+            yield _denied(root / name, error, record.unit)
+            continue
         except OSError as error:
             yield Finding("metadata", root / name, f"cannot be read: {error.strerror or error}", record.unit)
             continue

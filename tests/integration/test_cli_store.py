@@ -2,8 +2,8 @@
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -91,6 +91,12 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[StoreStatus, bool], str]
     return show
 
 
+def test_a_long_path_is_shown_whole(shown: Callable[..., str]) -> None:
+    path = "/data/" + "x" * 200 + "/CAM_FRONT.jpg"
+    row = StatusRow("a", "init", "missing", 0, 1, 0, 0, f"failed: {path}: empty file", failed=1, planned=True)
+    assert path in "".join(shown(StoreStatus([row], [], None)).split())
+
+
 def test_a_large_store_is_summed_up(shown: Callable[..., str]) -> None:
     """Of 100 scenes: the sums by cue, and only those scenes by name that are not as the others are."""
     rows = [StatusRow(f"s{n:03d}", "lidar", "complete", 2, 2, 80, 10**6, "") for n in range(100)]
@@ -102,7 +108,7 @@ def test_a_large_store_is_summed_up(shown: Callable[..., str]) -> None:
     assert "torn sweep" in text
     assert "s008" not in text
     assert shown(StoreStatus(rows, [], None), True).count("s0") == 200
-    rows = [SimpleNamespace(**{**vars(row), "state": "partial"}) for row in rows]  # type: ignore[misc]
+    rows = [replace(row, state="partial") for row in rows]
     assert "and 80 more" in shown(StoreStatus(rows[:100], [], None))
 
 

@@ -129,6 +129,7 @@ def test_what_cannot_be_deployed(
     server.post("work_pools/", name="elsewhere", type="kubernetes")
     for url, options, code, words in (
         ("http://127.0.0.1:9/api", [], 1, "no Prefect server answers"),
+        ("http://127.0.0.1:9/api", ["--cron", "every night"], 2, "every night"),
         (server.url, ["--cron", "every night"], 2, "every night"),
         (server.url, ["--cron", "0 3 * * *", "--timezone", "Mars/Olympus"], 2, "Mars/Olympus"),
         (server.url, ["--pool", "elsewhere"], 2, "--image"),

@@ -166,8 +166,35 @@ def test_status_says_what_failed_and_what_is_under_way(store: CueStore, tiny: Si
         assert found.run is not None
         assert (found.run.runs, found.run.planned, found.run.committed, found.run.failed) == (1, 6, 1, 2)
     after = {(row.scene, row.cue): row for row in status(store.path)}
-    assert after["a", "masks"].why == "2 of 3 blocks not committed (1-2)"
+    assert after["a", "masks"].why == "2 of 3 blocks not committed (1-2); was made, and taken back since (1-2)"
     tiny.commit(store, "lidar", 1)
     assert {(row.scene, row.cue): row for row in status(store.path)}["a", "lidar"].failed == 0
     assert verify(store.path) == []
     assert len(read_summaries(store.path).units) == 4
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        ("stopped", "the run that was to make it ended: stopped"),
+        ("DataError: a.jpg: empty file", "the run that was to make it ended: DataError: a.jpg: empty file"),
+        ("", "the run that was to make it was killed"),
+    ],
+)
+def test_status_says_why_the_last_run_left_units_out(
+    store: CueStore, tiny: SimpleNamespace, end: str, why: str
+) -> None:
+    tiny.commit(store, "lidar", 0)
+    journal = RunJournal(store.path, [*names("lidar", 0, 1, 2), *names("masks", 0, 1, 2), "init--b--00000"])
+    rows = {(row.scene, row.cue): row for row in status(store.path)}
+    assert rows["b", "init"].why == "to be made by the run that goes on"
+    if end:
+        journal.end(end)
+    else:
+        assert journal._file is not None
+        os.close(journal._file)
+    rows = {(row.scene, row.cue): row for row in status(store.path)}
+    assert rows["a", "lidar"].why == f"2 of 3 blocks not committed (1-2); {why} (1-2)"
+    assert rows["a", "masks"].why == f"{why} (0-2)"
+    assert rows["b", "init"].why == why, "a scene of which nothing is there yet"
+    assert {name for name, row in rows.items() if row.wanting} == {("a", "lidar"), ("a", "masks"), ("b", "init")}

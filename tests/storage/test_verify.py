@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage import invariants
-from storage.commit import CommitRecord, encode_record
+from storage.backend import LocalBackend
+from storage.commit import CommitRecord, commit_key, encode_record
 from storage.errors import CueMissing, SchemaVersionError, StoreDamage, StoreError
 from storage.finding import Finding
 from storage.layout import encode_json
@@ -283,3 +284,36 @@ def damage(path: Path, data: st.DataObject, tiny: SimpleNamespace) -> None:
         path.write_bytes(path.read_bytes()[: data.draw(st.integers(0, size - 1))])
     else:
         path.unlink()
+
+
+@pytest.mark.parametrize("file", ["shard", "metadata", "record", "root"])
+def test_what_may_not_be_read_is_no_damage(full_store: CueStore, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """Nothing is known of it: no unit may be taken back, nor its data for nobody's, because this user may not look."""
+    store, unit = full_store, UnitId("images", "a", 0)
+    record = store.record(unit)
+    assert record is not None
+    shard, metadata = record.shards[0].key, next(iter(record.metadata))
+    closed = {"shard": shard, "metadata": metadata, "record": commit_key(unit), "root": "zarr.json"}[file]
+
+    def refusing(original: Callable[..., object]) -> Callable[..., object]:
+        def refuse(self: LocalBackend, key: str, *rest: object) -> object:
+            if key == closed:
+                raise PermissionError(13, "Permission denied")
+            return original(self, key, *rest)
+
+        return refuse
+
+    for name in ("get", "digest"):
+        monkeypatch.setattr(LocalBackend, name, refusing(getattr(LocalBackend, name)))
+    if file == "record":
+        with pytest.raises(StoreError, match=r"images.*\.json: this user may not read it; give access"):
+            verify(store.path)
+    else:
+        findings = verify(store.path)
+        kind = "root" if file == "root" else "denied"
+        assert {(finding.kind, finding.path) for finding in findings} == {(kind, store.path / closed)}
+        if file != "root":
+            assert unit in {finding.unit for finding in findings}
+            assert repair(store.path, findings) == []
+    monkeypatch.undo()
+    assert verify(store.path) == []
