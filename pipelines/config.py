@@ -223,7 +223,9 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
             lines.append(f"{source}: key {key!r} is missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{source}: {key} = {fault['input']!r}: {message}")
+            # A whole section says nothing that its own message does not.
+            given = "" if isinstance(fault["input"], Mapping) else f" = {fault['input']!r}"
+            lines.append(f"{source}: {key}{given}: {message}")
     return "\n".join(lines)
 
 
