@@ -4,7 +4,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import resources
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -86,8 +85,8 @@ def say(line: str, console: Console = out) -> None:
 
 def preset_list(package: str) -> str:
     """Names of the presets that ship with a package, for a help text, which must be quick: no module is loaded."""
-    names = (entry.name for entry in (resources.files(package) / "configs").iterdir())
-    return ", ".join(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), package, "configs")
+    return ", ".join(sorted(name.removesuffix(".yaml") for name in os.listdir(folder) if name.endswith(".yaml")))
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

@@ -56,15 +56,24 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Same shape out as in."""
         y = self.dwconv(x).permute(0, 2, 3, 1)
-        # Autocast would answer in float32, only to be rounded for the product; sums are in float32 in either case.
-        with torch.autocast(y.device.type, enabled=False):
-            y = F.layer_norm(y, self.norm.normalized_shape, eps=self.norm.eps)
+        y = _normalise_rows(y, self.norm.eps)
         # The norm's scale and shift and LayerScale are parts of the products: scaling a small matrix in place of the
         # features saves passes over them and over their gradient.
         wide, narrow = self.pwconv1, self.pwconv2
         y = F.linear(y, wide.weight * self.norm.weight, wide.bias + (wide.weight * self.norm.bias).sum(dim=1))
         y = F.linear(F.gelu(y), self.gamma[:, None] * narrow.weight, self.gamma * narrow.bias)
         return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+
+def _normalise_rows(x: Float[Tensor, "*rows c"], eps: float) -> Float[Tensor, "*rows c"]:
+    """Each row to zero mean and unit deviation, in the precision that it comes in.
+
+    Autocast would answer half precision in float32, only to be rounded for the product; sums are in float32 anyway.
+    """
+    if x.dtype == torch.float32:
+        return F.layer_norm(x, x.shape[-1:], eps=eps)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 class ConvNeXt(nn.Module):

@@ -122,7 +122,7 @@ def test_near_keyframes_are_drawn_while_their_frames_are_kept(block: int, lanes:
     kept = lanes * (block + 3)
     for epoch in range(3):
         near = order_of(LONG, LocalityConfig(block=block, lanes=lanes))(epoch)
-        assert decoded(near, kept) < 1 + 4 / block < 2 < decoded(order_of(LONG)(epoch), kept)
+        assert decoded(near, kept) < 1 + 5 / block < 2 < decoded(order_of(LONG)(epoch), kept)
         scenes = [{LONG[k][0] for k in near[n : n + lanes]} for n in range(0, len(LONG) // 2, lanes)]
         assert np.mean([len(found) for found in scenes]) > 1.2, "what follows each other is from several scenes"
 
