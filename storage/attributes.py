@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from storage.backend import backend
 from storage.commit import schema_error
-from storage.errors import StoreDamage, StoreError
+from storage.errors import StoreDamage, StoreError, closed_to_user
 from storage.layout import SPARE_ROOT, encode_json, root_metadata
 from storage.location import Location
 from storage.schema import SCHEMA_VERSION, StoreAttributes
@@ -30,9 +30,7 @@ def read_attributes(root: Location) -> StoreAttributes:
             raise StoreDamage(f"{path}: missing. Run `occflow verify --repair`: it restores it from a copy.") from error
         raise StoreError(f"{root}: no cue store here (no zarr.json). Check the path, or run `occflow cues`.") from error
     except PermissionError as error:
-        raise StoreError(
-            f"{path}: may not be read by this user; give it access, or run as the store's owner."
-        ) from error
+        raise closed_to_user(path) from error
     return parse_attributes(raw, path)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from storage import files
 from storage.backend import ObjectBackend, backend
-from storage.errors import SchemaVersionError, StoreDamage, StoreError
+from storage.errors import SchemaVersionError, StoreDamage, StoreError, closed_to_user
 from storage.layout import INIT, ArrayLayout, UnitId, encode_json
 from storage.location import Location, ObjectPath
 from storage.schema import SCHEMA_VERSION
@@ -210,8 +210,7 @@ def read_record(root: Location, unit: UnitId) -> CommitRecord | None:
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        path = commit_path(root, unit)
-        raise StoreError(f"{path}: this user may not read it; give access, or run as the store's owner.") from error
+        raise closed_to_user(commit_path(root, unit)) from error
     return parse_record(root, unit, raw)
 
 

@@ -19,3 +19,8 @@ class StoreRebuilt(StoreError):
 
 class CueMissing(StoreError, LookupError):
     """The unit that holds the requested data is not committed, or the data set has no such frame."""
+
+
+def closed_to_user(path: object) -> StoreError:
+    """That a file may not be read, which says nothing about what is in it."""
+    return StoreError(f"{path}: this user may not read it; give access, or run as the store's owner.")
