@@ -120,12 +120,13 @@ def run_one(
 
     A run that diverges is a result too: it is kept, with its reason and without figures, and never drawn again.
     """
-    from train.ablations import digest, row_config
+    from train.ablations import digest, row_config, share_first_stage
     from train.loop import train
     from train.watch import TrainingDiverged
 
     config = row_config(row, seed, material.store, place / "train", material.training, plan.base, plan.overrides)
-    say_in(console, f"{row}, seed {seed}: training")
+    shared = share_first_stage(place, config)
+    say_in(console, f"{row}, seed {seed}: training" + (f", from the first stage of {shared}" if shared else ""))
     started = time.monotonic()
     result: dict[str, Any] = {"row": row, "seed": seed, "digest": digest(config), "status": "done", "reason": None}
     try:

@@ -1,10 +1,13 @@
-"""The rows of the paper's ablation tables as training runs: which there are, and which of them are one and the same."""
+"""The rows of the paper's ablation tables as training runs: which there are, and what of them is one and the same."""
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.checkpoint import CheckpointError
+from train.checkpoint import CONFIG_NAME, load_state
 from train.config import ConfigError, TrainConfig, ablation_rows, load_config
 
 ORDER = ("camera_only", "camera_lidar")
@@ -50,6 +53,29 @@ def digest(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def first_stage_digest(config: TrainConfig) -> str | None:
+    """The same for all that decides a first stage's outcome, None where there is none.
+
+    Rows of one seed with one digest have, to the bit, one first stage. What is left out of it here acts in the second
+    alone, where all that concerns motion does: `train/module.py`, and `needed_cues` for what is loaded.
+    """
+    if not config.ablation.two_stage:
+        return None
+    first = config.model_copy(
+        update={
+            "stage2": config.stage1,
+            "ablation": config.ablation.model_copy(update=dict.fromkeys(_SECOND_STAGE_SWITCHES, True)),
+            "loss": config.loss.model_copy(update=dict.fromkeys(_SECOND_STAGE_LOSSES, 0.0)),
+        }
+    )
+    return digest(first)
+
+
+_SECOND_STAGE_SWITCHES = (
+    "dynamic_disentanglement", "forward_static_flow", "backward_static_flow", "flow_supervision",
+)  # fmt: skip
+_SECOND_STAGE_LOSSES = ("lifted_flow", "lifted_still")
+"""Of the second stage's losses, those that rows differ in."""
 _MACHINE = {"accelerator", "devices", "checkpoint_seconds", "log_every", "progress", "compile"}
 
 
@@ -57,3 +83,26 @@ def distinct(digests: dict[str, str]) -> dict[str, str]:
     """For each row, the first row of the same digest: the one that is trained for both."""
     first: dict[str, str] = {}
     return {row: first.setdefault(found, row) for row, found in digests.items()}
+
+
+def share_first_stage(place: Path, config: TrainConfig) -> str | None:
+    """Give a run that has none the first stage of another row of its seed that would have the same one, to the bit.
+
+    Returns the run's name that it was taken from; None where there is nothing to take, or nothing is lacking.
+    """
+    wanted, here = first_stage_digest(config), config.out / "stage1"
+    if wanted is None or config.out.exists():
+        return None
+    for there in sorted(place.parent.glob(f"*-{config.seed}/train/stage1")):
+        try:
+            finished = load_state(there).finished
+        except CheckpointError:
+            continue
+        if finished and first_stage_digest(load_config(there.parent / CONFIG_NAME)) == wanted:
+            half = place / ".stage1"
+            shutil.rmtree(half, ignore_errors=True)
+            shutil.copytree(there, half)
+            config.out.mkdir(parents=True)
+            half.rename(here)
+            return there.parent.parent.name
+    return None

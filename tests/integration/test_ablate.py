@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import occflow_ablate
@@ -20,7 +22,7 @@ from eval.ablation import FIGURES
 from occflow_ablate import Material, MatrixError, Plan, make_material, run
 from occflow_demo import Size
 from train.ablations import digest as config_digest
-from train.ablations import distinct, row_config, rows
+from train.ablations import distinct, first_stage_digest, row_config, rows
 from train.config import TrainConfig
 from train.loop import RunResult, StageResult
 from train.watch import TrainingDiverged
@@ -211,6 +213,27 @@ def test_rows_differ_in_their_switches_alone(tmp_path: Path) -> None:
     assert (configs["t7_without_flow"].loss.lifted_flow, base["loss"]["lifted_flow"]) == (0, 1)
 
 
+def test_rows_that_share_a_first_stage(tmp_path: Path) -> None:
+    found: dict[str | None, set[str]] = {}
+    for row in distinct({row: row for row in rows()}):
+        config = row_config(row, 7, "s.zarr", tmp_path, ["a"], "ablation")
+        found.setdefault(first_stage_digest(config), set()).add(row)
+    groups = {frozenset(group) for group in found.values()}
+    assert groups == {
+        frozenset({"camera_only", "t4_full", "t6_none", "t6_forward", "t6_both"}),
+        frozenset(
+            {"camera_lidar", "t5_two_stage", "t5_full", "t7_without_flow", "t7_with_flow", "t8_two_stage", "t8_full"}
+        ),
+        frozenset({"t4_concat"}),
+        frozenset({"t4_bev_pool_forward"}),
+        frozenset({"t4_bev_pool_bfam"}),
+        frozenset({"t5_joint", "t8_joint"}),
+    }
+    assert found[None] == {"t5_joint", "t8_joint"}, "without a first stage"
+    other = row_config("camera_only", 7, "s.zarr", tmp_path, ["a"], "ablation", ["stage1.max_steps=7"])
+    assert first_stage_digest(other) not in found
+
+
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     """A store of one scene to train on and one held out, made once."""
@@ -235,6 +258,33 @@ def test_the_whole_way(material: Material, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     assert make_material(folder, SIZE, QUIET) == material
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
+
+
+@pytest.mark.slow
+def test_a_first_stage_taken_from_another_row_changes_no_bit(material: Material, tmp_path: Path) -> None:
+    """And one that is damaged, unfinished or of another seed is not taken."""
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    console = Console(record=True, width=200)
+    run(together, console, Plan(overrides=TINY, rows=("camera_lidar", "t7_without_flow"), seeds=1), material)
+    assert "t7_without_flow, seed 0: training, from the first stage of camera_lidar-0" in console.export_text()
+    console = Console(record=True, width=200)
+    run(alone, console, Plan(overrides=TINY, rows=("t7_without_flow",), seeds=1), material)
+    assert "from the first stage" not in console.export_text()
+    for stage in ("stage1", "stage2"):
+        for other in ("", "ema/"):
+            taken, own = (
+                load_file(folder / "runs/t7_without_flow-0/train" / stage / f"{other}model.safetensors")
+                for folder in (together, alone)
+            )
+            assert all(torch.equal(taken[name], own[name]) for name in own)
+            assert taken.keys() == own.keys()
+    (together / "runs/camera_lidar-0/train/stage1/training.pt").write_bytes(b"damaged")
+    shutil.rmtree(together / "runs/t7_without_flow-0")
+    console = Console(record=True, width=200)
+    run(together, console, Plan(overrides=TINY, rows=("t7_without_flow", "t8_full"), seeds=1), material)
+    text = console.export_text()
+    assert "t7_without_flow, seed 0: training\n" in text
+    assert "t8_full, seed 0: training, from the first stage of t7_without_flow-0" in text
 
 
 @pytest.mark.slow
