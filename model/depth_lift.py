@@ -9,6 +9,7 @@ from geometry.constants import constant
 from geometry.grid import VoxelGrid
 from geometry.transforms import transform_points
 from model.config import DepthLiftConfig
+from model.fields import sample_field
 from model.pixel_depth import MIN_DEPTH, PixelDepth, PixelDepthHead
 from model.visibility import CameraRig, see_pillars
 
@@ -75,12 +76,11 @@ class DepthLift(nn.Module):
             torch.cat([mean, context], dim=1), place[:, :, None],
             mode="bilinear", padding_mode="border", align_corners=False,
         )[..., 0]  # fmt: skip
-        along = (bins.position(log_depth) + 0.5) / bins.count * 2 - 1
-        position = torch.cat([place, along[..., None]], dim=-1)
-        both = F.grid_sample(
-            torch.stack([likelihood, likelihood.cumsum(dim=1)], dim=1), position[:, :, None, None],
-            mode="bilinear", padding_mode="border", align_corners=False,
-        )[..., 0, 0]  # fmt: skip
+        # A camera's frustum as a box: bins of depth, rows and columns.
+        _, count, rows, columns = likelihood.shape
+        frustum = VoxelGrid((0.0, -1.0, -1.0), (float(count), 1.0, 1.0), (count, rows, columns))
+        points = torch.cat([bins.position(log_depth)[..., None] + 0.5, place.flip(-1)], dim=-1)
+        both = sample_field(torch.stack([likelihood, likelihood.cumsum(dim=1)], dim=1), points, frustum)
         # An even distribution gives every bin 1 / bins: scaled so that what a voxel reads starts near a tenth.
         here, hidden = both[:, :1] * (bins.count / 8), both[:, 1:]
         farther = at_pixel[:, :1] - log_depth[:, None]

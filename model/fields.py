@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from geometry.grid import VoxelGrid
+from geometry.lookup import look_up, use_compiled
 from geometry.warp import sample_volume
 from model.pixel_depth import PixelDepth
 
@@ -71,11 +72,13 @@ class Fields:
 def sample_field(
     volume: Float[Tensor, "b ch x y z"], points: Float[Tensor, "b *n 3"], grid: VoxelGrid
 ) -> Float[Tensor, "b ch *n"]:
-    """`geometry.warp.sample_volume` with border padding, using every core on a CPU.
+    """`geometry.warp.sample_volume` with border padding, using every core on a CPU: compiled where that can be.
 
-    grid_sample runs one thread per batch element there, so a batch of one is spread: the volume is expanded (not
+    Where not, grid_sample runs one thread per batch element, so a batch of one is spread: the volume is expanded (not
     copied) and the points are cut into as many parts as there are threads.
     """
+    if use_compiled(volume, points):
+        return look_up(volume, points, grid)
     parts = torch.get_num_threads()
     spatial = points.shape[1:-1]
     total = spatial.numel()

@@ -129,7 +129,13 @@ def test_rays_pass_through_the_pixels_they_are_made_from(look: Callable[..., Ten
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_spreading_the_look_up_over_cores_changes_nothing(threads: int) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_spreading_the_look_up_over_cores_changes_nothing(
+    threads: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr("model.fields.use_compiled", lambda *_: False)
+    monkeypatch.setattr("geometry.lookup.POINTS_PER_THREAD", 4096)
     volume = torch.randn(1, 2, *GRID.shape, requires_grad=True)
     points = torch.rand(1, 137, 97, 3) * 18 - 9
     expected = sample_volume(volume, points, GRID)
