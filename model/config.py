@@ -164,9 +164,10 @@ class ModelConfig(_Section):
     refine: RefineConfig = RefineConfig()
     heads: HeadConfig = HeadConfig()
     render: RenderConfig = RenderConfig()
-    attention: Literal["auto", "plain", "triton"] = "auto"
-    """How deformable attention is computed, with the same result: `triton` is one fused kernel, `plain` is PyTorch,
-    `auto` takes the kernel on a GPU where triton is installed, unless the same bits are asked for every time."""
+    attention: Literal["auto", "plain", "triton", "numba"] = "auto"
+    """How deformable attention is computed, with the same result: `triton` is one fused kernel for GPUs, `numba` one
+    for CPUs, `plain` is PyTorch. `auto` takes the kernel for where the network runs, if it is installed; on a GPU not
+    where the same bits are asked for every time."""
     occupancy_threshold: float = 0.1
     """Occupied where sdf <= this many metres."""
 

@@ -15,7 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Kernel = Literal["auto", "plain", "triton"]
+from model.fused_cpu import FusedOnCPU
+from model.sampling_cpu import installed
+
+Kernel = Literal["auto", "plain", "triton", "numba"]
 
 
 class LaunchShape(NamedTuple):
@@ -44,21 +47,32 @@ class FlatMaps(NamedTuple):
 
 
 def use_fused(kernel: Kernel, like: Tensor) -> bool:
-    """Whether deformable attention on `like`'s device runs as the fused kernel.
+    """Whether deformable attention on `like`'s device and in its precision runs as a fused kernel.
 
-    `auto`: on a GPU with triton, but where torch is told to be deterministic: the kernel's backward pass adds up in any
-    order. Raises RuntimeError where `triton` is asked for and cannot be.
+    `auto`: on a CPU where numba is installed; on a GPU where triton is, but where torch is told to be deterministic:
+    that kernel's backward pass adds up in any order. Never in float64, which is for checks. Raises RuntimeError where a
+    kernel is asked for by name and cannot run.
     """
-    if kernel == "plain":
+    place = like.device.type
+    if kernel == "plain" or like.dtype == torch.float64:
         return False
-    if kernel == "auto" and (like.device.type != "cuda" or torch.are_deterministic_algorithms_enabled()):
-        return False
-    found = importlib.util.find_spec("triton") is not None
-    runs = found and (like.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
-    if kernel == "triton" and not runs:
-        why = f"it runs on CUDA devices, these tensors are on {like.device}" if found else "triton is not installed"
-        raise RuntimeError(f"model.attention = 'triton': {why}; set model.attention to 'auto' or 'plain'")
-    return runs
+    if kernel == "auto":
+        if place == "cpu":
+            return installed()
+        return place == "cuda" and not torch.are_deterministic_algorithms_enabled() and _triton_installed()
+    if kernel == "numba":
+        found, runs, where = installed(), place == "cpu", "CPUs"
+    else:
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        found, runs, where = _triton_installed(), place == "cuda" or interpreted, "CUDA devices"
+    if not (found and runs):
+        why = f"it runs on {where}, these tensors are on {like.device}" if found else f"{kernel} is not installed"
+        raise RuntimeError(f"model.attention = '{kernel}': {why}; set model.attention to 'auto' or 'plain'")
+    return True
+
+
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def fused_attention(
@@ -68,7 +82,10 @@ def fused_attention(
     logits: Float[Tensor, "frames heads levels points queries"],
     seen: Bool[Tensor, "views points queries"] | None = None,
     extents: tuple[tuple[int, int], ...] | None = None,
-) -> Float[Tensor, "views queries dim"]:
+    *,
+    kernel: Kernel = "auto",
+    add_cameras: bool = False,
+) -> Float[Tensor, "rows queries dim"]:
     """`out[view, q, head] = Σ_level Σ_point softmax(logits) value[view, level][head](reference + offset)`, bilinear.
 
     The same as `deformable_attention` of `softmax_over_samples(logits, seen)`, with offsets and logits per frame and
@@ -80,25 +97,35 @@ def fused_attention(
         offsets: (u, v) in cells of the level's map.
         seen: points that take part, per view; None: all. A query with none in a view gets zeros there.
         extents: (width, height) that each level's cells cover, for references in pixels.
+        kernel: as it was given to `use_fused`, which said yes.
+        add_cameras: one row per frame, the sum over its cameras, instead of one per view.
     """
     if references.requires_grad:
         raise ValueError("fused_attention takes references as constants; detach them, or use deformable_attention")
+    if references.device.type == "cpu" and kernel != "triton":
+        tables = _tables(maps.sizes, extents, references.device, border=1)
+        return FusedOnCPU.apply(maps.values, offsets, logits, references, seen, maps.sizes, tables, add_cameras)
     sizes, scales = _tables(maps.sizes, extents, maps.values.device)
     views, levels, points, queries = len(maps.values), len(maps.sizes), offsets.shape[3], offsets.shape[5]
     places = references.float().expand(views, levels, points, 2, queries)
-    return _Fused.apply(maps.values, offsets, logits, places, seen, sizes, scales)
+    out = _Fused.apply(maps.values, offsets, logits, places, seen, sizes, scales)
+    return out.unflatten(0, (len(offsets), -1)).sum(dim=1) if add_cameras else out
 
 
 @lru_cache(maxsize=64)
 def _tables(
-    sizes: tuple[tuple[int, int], ...], extents: tuple[tuple[int, int], ...] | None, device: torch.device
+    sizes: tuple[tuple[int, int], ...],
+    extents: tuple[tuple[int, int], ...] | None,
+    device: torch.device,
+    border: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """(height, width, first cell) and (x scale, y scale, x shift, y shift) per level: cell coordinate of a pixel centre
-    i = reference * scale + shift. Kept, because to copy them to a GPU at each step would make the host wait."""
+    i = reference * scale + shift. Each level has `border` more cells on every side. Kept, because to copy them to a GPU
+    at each step would make the host wait."""
     rows, scales, start = [], [], 0
     for level, (height, width) in enumerate(sizes):
         rows.append([height, width, start])
-        start += height * width
+        start += (height + 2 * border) * (width + 2 * border)
         if extents is None:
             scales.append([width / 2, height / 2, width / 2 - 0.5, height / 2 - 0.5])
         else:

@@ -52,7 +52,8 @@ class BEVAttention(nn.Module):
         references = self.references.expand(1, 2, self.points, -1, -1)
         if use_fused(self.kernel, bev):
             maps = FlatMaps(self.value(torch.cat([bev, other], dim=1)), (self.shape, self.shape))
-            return bev + self.beta * self.output(fused_attention(maps, references, offsets, logits))
+            read = fused_attention(maps, references, offsets, logits, kernel=self.kernel)
+            return bev + self.beta * self.output(read)
         values = [rearrange(self.value(x), "s (a b) d -> s d a b", a=self.shape[0]) for x in (bev, other)]
         read = deformable_attention(values, references, offsets, softmax_over_samples(logits))
         return bev + self.beta * self.output(read)

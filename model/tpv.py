@@ -71,7 +71,8 @@ class HybridAttention(nn.Module):
         order = [(plane + step) % 3 for step in range(self.first, 3)]
         offsets, logits = sampling_from(self.sampling, tokens, self.heads, len(order))
         maps = FlatMaps(torch.cat([values[o] for o in order], dim=1), tuple(self.shapes[o] for o in order))
-        return fused_attention(maps, getattr(self, f"references_{plane}")[None], offsets, logits)
+        references = getattr(self, f"references_{plane}")[None]
+        return fused_attention(maps, references, offsets, logits, kernel=self.kernel)
 
 
 class ImageFeatures(NamedTuple):
@@ -109,8 +110,9 @@ class ImageAttention(nn.Module):
     at least one of its anchors, and zero if none does.
     """
 
-    def __init__(self, config: TPVConfig, anchors: int, levels: int) -> None:
+    def __init__(self, config: TPVConfig, anchors: int, levels: int, kernel: Kernel = "auto") -> None:
         super().__init__()
+        self.kernel: Kernel = kernel
         self.heads, self.levels, self.anchors = config.heads, levels, anchors
         self.sampling = nn.Linear(config.dim, self.heads * levels * anchors * 3)
         self.output = nn.Linear(config.dim, config.dim)
@@ -145,8 +147,11 @@ class ImageAttention(nn.Module):
         assert features.joined is not None
         offsets, logits = sampling_from(self.sampling, tokens, self.heads, self.levels)
         references = sight.uv[:, None]
-        read = fused_attention(features.joined, references, offsets, logits, sight.seen, features.extents)
-        return self.output(read.unflatten(0, (len(tokens), -1)).sum(dim=1) / sight.cameras[..., None])
+        total = fused_attention(
+            features.joined, references, offsets, logits, sight.seen, features.extents,
+            kernel=self.kernel, add_cameras=True,
+        )  # fmt: skip
+        return self.output(total / sight.cameras[..., None])
 
 
 class TPVLayer(nn.Module):
@@ -160,7 +165,7 @@ class TPVLayer(nn.Module):
         self.hybrid_norm, self.image_norm, self.ffn_norm = (nn.LayerNorm(config.dim) for _ in range(3))
         self.hybrid = HybridAttention(config, grid, kernel)
         self.value = nn.Linear(feature_dim, config.dim)
-        self.image = nn.ModuleList(ImageAttention(config, count, levels) for count in anchors)
+        self.image = nn.ModuleList(ImageAttention(config, count, levels, kernel) for count in anchors)
         self.ffn = nn.Sequential(
             nn.Linear(config.dim, config.ffn_dim),
             nn.ReLU(),

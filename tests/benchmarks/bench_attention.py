@@ -1,13 +1,18 @@
-"""Deformable attention by itself, at the paper's nuScenes shapes: the fused kernel beside plain PyTorch, on a GPU.
+"""Deformable attention by itself: the fused kernels beside plain PyTorch.
 
     python tests/benchmarks/bench_attention.py            # the encoder, forward and backward, both ways
-    python tests/benchmarks/bench_attention.py --sweep    # besides, each kernel by launch shape
+    python tests/benchmarks/bench_attention.py --sweep    # besides, each of a GPU's kernels by launch shape
 
-What the encoder asks of the kernel is recorded from a whole network that looks at noise through six cameras, so that
-each query is seen by as many cameras as on a car. Milliseconds are medians between events on the GPU.
+On a GPU at the paper's nuScenes shapes. What the encoder asks of the kernel is recorded from a whole network that looks
+at noise through six cameras, so that each query is seen by as many cameras as on a car. Milliseconds are medians
+between events on the GPU.
+
+On a CPU at the shapes of the preset `ablation`: encoder and fusion as they are in a step, in milliseconds of CPU time,
+medians of both ways alternately.
 """
 
 import argparse
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -46,12 +51,14 @@ class Calls:
     def __init__(self) -> None:
         self.seen: dict[str, tuple[Any, ...]] = {}
 
-    def __call__(self, maps: Any, references: Tensor, offsets: Tensor, logits: Tensor, *rest: Any) -> Tensor:
+    def __call__(
+        self, maps: Any, references: Tensor, offsets: Tensor, logits: Tensor, *rest: Any, **options: Any
+    ) -> Tensor:
         levels, points, queries = logits.shape[2:]
         name = f"{len(maps.values)} views, {queries} queries, {levels}x{points} samples"
         arguments = (maps._replace(values=maps.values.detach()), references, offsets.detach(), logits.detach(), *rest)
         self.seen.setdefault(name, arguments)
-        return fused_attention(maps, references, offsets, logits, *rest)
+        return fused_attention(maps, references, offsets, logits, *rest, **options)
 
 
 def attention_ms(arguments: tuple[Any, ...], forward: LaunchShape, backward: LaunchShape) -> tuple[float, float]:
@@ -84,13 +91,57 @@ def encoder_ms(network: OccFlow, levels: list[Tensor], rig: Any) -> tuple[float,
     return quiet, median_ms(forth), median_ms(both)
 
 
+def on_cpu() -> None:
+    """Print what encoder and fusion cost, plain and with the kernel for CPUs."""
+    config = load_config("ablation")
+    torch.manual_seed(0)
+    batch = random_batch(config, *SIZES["ablation"])
+    frames = type(batch.frames)(*(part[:, -1:] for part in batch.frames))
+    pose, networks = batch.frames.current_from_ref, {}
+    for kernel in ("plain", "numba"):
+        torch.manual_seed(0)
+        networks[kernel] = OccFlow(config.model.model_copy(update={"attention": kernel}))
+    with torch.no_grad():
+        levels, rig = networks["plain"].look(frames)
+        volumes = [networks["plain"].tpv(levels, rig)] * pose.shape[1]
+    given = [level.requires_grad_() for level in levels]
+    newest = volumes[-1].clone().requires_grad_()
+
+    def encode(network: OccFlow) -> Tensor:
+        return network.tpv(given, rig)
+
+    def fuse(network: OccFlow) -> Tensor:
+        return network.fusion([*volumes[:-1], newest], pose)
+
+    def both(network: OccFlow, work: Callable[[OccFlow], Tensor]) -> None:
+        leaves = [*given, newest, *network.parameters()]
+        torch.autograd.grad(work(network).square().mean(), leaves, allow_unused=True)
+
+    print(f"CPU, {torch.get_num_threads()} thread(s), preset ablation: ms of CPU time, plain, numba, ratio")
+    for name, call in (
+        ("encoder, forward without gradients", torch.no_grad()(encode)),
+        ("encoder, forward and backward", lambda network: both(network, encode)),
+        ("fusion, forward without gradients", torch.no_grad()(fuse)),
+        ("fusion, forward and backward", lambda network: both(network, fuse)),
+    ):
+        spent: dict[str, list[float]] = {kernel: [] for kernel in networks}
+        for _ in range(REPEATS + 3):
+            for kernel, network in networks.items():
+                began = time.process_time()
+                call(network)
+                spent[kernel].append((time.process_time() - began) * 1e3)
+        plain, numba = (sorted(times[3:])[REPEATS // 2] for times in spent.values())
+        print(f"  {name:36s} {plain:7.1f} {numba:7.1f} {plain / numba:6.2f}", flush=True)
+
+
 def main() -> None:
     """Print the encoder's table, then the sweep's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", action="store_true")
     given = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("the kernel's speed can be measured on a GPU only")
+        on_cpu()
+        return
     config = load_config("nuscenes", ["model.attention=triton"])
     batch = random_batch(config, *SIZES["nuscenes"]).to("cuda")
     torch.manual_seed(0)
