@@ -35,11 +35,15 @@ class SDFHead(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Two-layer MLP whose last layer starts near zero; with `flow_waves` plus another one of the voxel's place alone.
+    """Two-layer MLP whose last layer starts near zero; with `flow_waves` plus another one of the voxel's place alone,
+    times how much of it applies to what is there.
 
     Traffic keeps to its side of the road: where a thing is says which way it is likely to move before an image does.
     The change from lane to lane is sharp, so the place is told as waves across the road, the shortest of 2^(1 - waves)
     of the volume's width; along the road it is told as it is, for there scenes differ.
+
+    Not all that is in a lane is traffic. Features say so by a factor of 0..2 that starts at 1; added to the lane's
+    motion alone they would have to know it to take it back from the road, the kerb, a wall.
     """
 
     place: Tensor | None
@@ -50,7 +54,11 @@ class FlowHead(nn.Module):
         self.mlp = self._mlp(config, channels)
         place = lateral_waves(grid, config.flow_waves) if config.flow_waves else None
         self.register_buffer("place", place, persistent=False)
-        self.prior = self._mlp(config, place.shape[-1]) if place is not None else None
+        self.prior: nn.Sequential | None = None
+        self.applies: nn.Sequential | None = None
+        if place is not None:
+            self.prior = self._mlp(config, place.shape[-1])
+            self.applies = _even_odds(config, channels)
 
     @staticmethod
     def _mlp(config: HeadConfig, channels: int) -> nn.Sequential:
@@ -62,8 +70,8 @@ class FlowHead(nn.Module):
     def forward(self, features: Float[Tensor, "b x y z ch"]) -> Float[Tensor, "b x y z 2"]:
         """Horizontal object motion (vx, vy), metres per keyframe interval, current ego frame."""
         flow = self.mlp(features)
-        if self.prior is not None and self.place is not None:
-            flow = flow + self.prior(self.place.to(features.dtype))
+        if self.prior is not None and self.applies is not None and self.place is not None:
+            flow = flow + 2 * self.applies(features).sigmoid() * self.prior(self.place.to(features.dtype))
         return flow * self.scale
 
 
@@ -72,14 +80,19 @@ class MovableHead(nn.Module):
 
     def __init__(self, config: HeadConfig, channels: int) -> None:
         super().__init__()
-        last = nn.Linear(config.hidden, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(nn.Linear(channels, config.hidden), nn.ReLU(), last)
+        self.mlp = _even_odds(config, channels)
 
     def forward(self, features: Float[Tensor, "b x y z ch"]) -> Float[Tensor, "b x y z"]:
         """Logits."""
         return self.mlp(features)[..., 0]
+
+
+def _even_odds(config: HeadConfig, channels: int) -> nn.Sequential:
+    """Two-layer MLP to one logit that starts at zero."""
+    last = nn.Linear(config.hidden, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(channels, config.hidden), nn.ReLU(), last)
 
 
 def lateral_waves(grid: VoxelGrid, waves: int) -> Float[Tensor, "x y z place"]:

@@ -205,8 +205,8 @@ def test_rows_differ_in_their_switches_alone(tmp_path: Path) -> None:
         assert changed <= {"ablation", "model", *({"loss"} if row == "t7_without_flow" else {"stage2"})}, row
         stages = [config.stage1, config.stage2][not config.ablation.two_stage :]
         steps = [stage.max_steps or 0 for stage in stages]
-        assert sum(steps) == 1250, row
-        assert sum(n * stage.image_share for n, stage in zip(steps, stages, strict=True)) == pytest.approx(800), row
+        assert sum(steps) == 860, row
+        assert sum(n * stage.image_share for n, stage in zip(steps, stages, strict=True)) == pytest.approx(561), row
         assert config.ablation.lidar == (not row.startswith(("t4", "t6", "camera_only"))), row
     whole = configs["t5_joint"]
     assert whole.stage2.lr_scale == whole.stage1.lr_scale, "one stage from nothing is trained as a first one"

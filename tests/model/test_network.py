@@ -192,6 +192,22 @@ def test_flow_may_depend_on_the_place_alone() -> None:
     assert torch.equal(told[0], told[1])
 
 
+def test_features_say_how_much_of_the_lanes_motion_applies() -> None:
+    """All of it at the start, whatever they are; none where the factor's logit is far below zero, twice above."""
+    grid = VoxelGrid((0.0, -4.0, -2.0), (8.0, 4.0, 2.0), (8, 8, 4))
+    torch.manual_seed(0)
+    head = FlowHead(HeadConfig(hidden=8, flow_waves=3, flow_init_std=1.0, flow_scale=3.0), 6, grid)
+    assert head.prior is not None
+    assert head.applies is not None
+    assert head.place is not None
+    features = torch.randn(1, 8, 8, 4, 6)
+    own, lane = 3 * head.mlp(features), 3 * head.prior(head.place)
+    torch.testing.assert_close(head(features), own + lane)
+    for bias, share in ((-50.0, 0.0), (50.0, 2.0)):
+        torch.nn.init.constant_(head.applies[2].bias, bias)
+        torch.testing.assert_close(head(features), own + share * lane)
+
+
 def test_waves_by_hand() -> None:
     """Eight metres wide: at y = 1 m a quarter of the way from the middle to the side, so a half turn of pi / 2 for the
     second wave, which repeats every 4 m."""
