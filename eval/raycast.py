@@ -1,8 +1,6 @@
 """Walks rays through a voxel grid to the first occupied voxel: compiled where numba is there, else vectorised."""
 
-import inspect
 import itertools
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from geometry.compiled import compile_loops
 from geometry.grid import VoxelGrid
 
 Backend = Literal["auto", "numba", "numpy"]
@@ -115,16 +114,7 @@ def _pick(backend: Backend) -> _Walk:
 
 @cache
 def _compiled() -> _Walk:
-    import numba
-
-    # In tests the shape checker wraps every function; numba wants the bare one.
-    plain = inspect.unwrap(_walk_each)
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(plain)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return numba.njit(nogil=True, error_model="numpy")(plain)
+    return compile_loops(_walk_each)
 
 
 def _enter(

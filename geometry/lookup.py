@@ -5,9 +5,7 @@ point whether anybody wants it or not. Here a point's eight corners are found on
 side, and the gradient goes to the volume alone.
 """
 
-import inspect
 import itertools
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -19,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from geometry.compiled import compile_loops, installed
 from geometry.grid import VoxelGrid
 
 POINTS_PER_THREAD = 16384
@@ -122,18 +121,7 @@ def _run(
 @cache
 def _kernel() -> Callable[..., None] | None:
     """The compiled loop over points; None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
-    # In tests the shape checker wraps every function; numba wants the bare one.
-    plain = inspect.unwrap(_each_point)
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(plain)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return numba.njit(nogil=True, error_model="numpy")(plain)
+    return compile_loops(_each_point) if installed() else None
 
 
 def _each_point(

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from geometry.compiled import installed
 from model.fused_cpu import FusedOnCPU
-from model.sampling_cpu import installed
 
 Kernel = Literal["auto", "plain", "triton", "numba"]
 

@@ -10,14 +10,14 @@ Both work on a block of a view's queries at a time. `_prepare` has the block's s
 does for eight queries at once, along the last axis; then sample by sample the head's channels, eight at once again.
 """
 
-import inspect
 import math
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
+
+from geometry.compiled import compile_loops
 
 _F = np.float32
 _NEVER = _F(-1e30)
@@ -44,34 +44,13 @@ def block_size(samples: int, queries: int) -> int:
     return most // 8 * 8
 
 
-def installed() -> bool:
-    """Whether numba can be imported."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 @cache
 def compiled() -> tuple[Callable[..., None], Callable[..., None]]:
     """The forward and the backward kernel."""
-    import numba
-
-    def jit(function: Callable[..., Any], *liberties: str) -> Callable[..., Any]:
-        options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(liberties)}
-        # In tests the shape checker wraps every function; numba wants the bare one.
-        plain = inspect.unwrap(function)
-        try:
-            return numba.njit(cache=True, **options)(plain)
-        except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return numba.njit(**options)(plain)
-
     # What a kernel calls it finds by its name in this module, and there it must be compiled too.
-    globals().update(_exp=jit(_exp, "contract"), _prepare=jit(_prepare, *_LIBERTIES), _add=jit(_add))
-    return jit(_forward, *_LIBERTIES), jit(_backward, *_LIBERTIES)
+    parts = {"_exp": compile_loops(_exp, ["contract"]), "_prepare": compile_loops(_prepare, _LIBERTIES)}
+    globals().update(parts, _add=compile_loops(_add))
+    return compile_loops(_forward, _LIBERTIES), compile_loops(_backward, _LIBERTIES)
 
 
 def _exp(x: Any) -> Any:

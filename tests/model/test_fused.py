@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from geometry.compiled import installed
 from model.attention import deformable_attention, softmax_over_samples
 from model.config import ModelConfig, RefineConfig
 from model.fields import FrameInput
 from model.fused import FlatMaps, Kernel, fused_attention, use_fused
 from model.network import OccFlow
-from model.sampling_cpu import installed
 
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CPU = torch.device("cpu")
