@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ def _double(values: np.ndarray) -> None:
 
 
 def test_runs_in_place_without_the_interpreter() -> None:
-    compiled, values = compile_loops(_double), np.array([1.0, -3.0])
+    compiled: Any = compile_loops(_double)
+    values = np.array([1.0, -3.0])
     compiled(values)
     np.testing.assert_array_equal(values, [2.0, -6.0])
     assert compiled.nopython_signatures
