@@ -17,6 +17,7 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch numpy
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,nuscenes]'
 	$(BIN)/python -m pipelines.synth # compiles the renderer once, half a minute, for the demo and the tests
+	$(BIN)/python -m model # the same for the kernels of training, a quarter of a minute
 	@touch $@
 
 install: $(STAMP)
