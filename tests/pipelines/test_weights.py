@@ -221,3 +221,8 @@ def test_a_published_file_is_known_by_its_digest(tmp_path: Path, home: Path, mon
     right = replace(row, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(pipelines.weights, "SOURCES", [right])
     assert look(right).digest == right.sha256
+    assert "tiny: the published file, sha256" in runner.invoke(app, ["weights", "check", "tiny"]).output
+    torch.save({**STATE, "more": torch.zeros(1)}, tmp_path / "own.pth")
+    own = runner.invoke(app, ["weights", "check", "tiny", "--at", str(tmp_path / "own.pth")])
+    assert own.exit_code == 0
+    assert "tiny: whole, but not the published file, sha256" in own.output

@@ -3,6 +3,7 @@
 Both import torchvision. Their networks are used, not their preprocessing; files are read as weights only.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ def _build_dino(file: Path, text_encoder: Path, device: str) -> Any:
     hint = "pip install groundingdino-py 'transformers<5' torchvision, in an environment of its own"
     models = package("groundingdino.models", hint)
     read_config = package("groundingdino.util.slconfig", hint).SLConfig.fromfile
+    if device.startswith("cuda"):
+        check_operator()
     state = load_checkpoint(file)
     state = {key.removeprefix("module."): value for key, value in state.get("model", state).items()}
     first = state.get("backbone.0.patch_embed.proj.weight")
@@ -123,18 +126,54 @@ def _build_dino(file: Path, text_encoder: Path, device: str) -> Any:
     settings.device = device
     # The package would fetch this by its name; a folder keeps it from the network.
     settings.text_encoder_type = str(text_encoder)
-    net = models.build_model(settings)
+    # Checkpointing spares the memory of gradients, of which there are none; PyTorch warns of it at every layer.
+    settings.use_checkpoint = settings.use_transformer_ckpt = False
+    try:
+        net = models.build_model(settings)
+    except Exception as error:  # a folder that is no BERT, or a transformers that no longer has what the package calls
+        raise WeightsError(
+            f"groundingdino cannot be built with the text encoder {text_encoder}: {str(error).strip()[:300]}. "
+            f"It needs a folder of bert-base-uncased, and transformers<5 ({hint})"
+        ) from None
     _load(net, state, file)
+    for module in net.modules():
+        if type(module).__name__ == "MultiScaleDeformableAttention":
+            module.forward = in_float32(module.forward, torch.device(device).type)
     return net.to(device).eval()
 
 
+def check_operator() -> None:
+    """WeightsError without groundingdino's compiled operator, which it has nothing else for on a GPU."""
+    if not hasattr(package("groundingdino.models.GroundingDINO.ms_deform_attn", ""), "_C"):
+        raise WeightsError(
+            "the package groundingdino is here, but without its compiled operator (groundingdino._C), which it needs "
+            "on a GPU: install it anew where CUDA_HOME names a CUDA toolkit, or take kind: transformers, or device: cpu"
+        )
+
+
+def in_float32(forward: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """The layer outside of autocast: groundingdino's compiled operator knows float32 and float64, but not bfloat16."""
+
+    def exact(value: Any) -> Any:
+        return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def run(*given: Any, **named: Any) -> Any:
+        with torch.autocast(device_type, enabled=False):
+            return forward(*map(exact, given), **{name: exact(value) for name, value in named.items()})
+
+    return run
+
+
 def _load(net: Any, state: dict[str, Any], file: Path) -> None:
-    """Weights into a network; buffers that only one of them has are let go."""
+    """Weights into a network. What only the file has is let go, and tables of whole numbers, which a network makes."""
     try:
         told = net.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise WeightsError(f"{file}: does not fit the network: {str(error).strip()[:300]}") from None
-    parameters = {name for name, _ in net.named_parameters()}
-    missing = [key for key in told.missing_keys if key in parameters]
+    # Buffers too: SAM's encoding of places is drawn at random once, so a network's own is not the trained one's.
+    # A layer that goes by two names may be in the file under one.
+    own = net.state_dict()
+    filled = {own[key].data_ptr() for key in own.keys() - set(told.missing_keys)}
+    missing = [key for key in told.missing_keys if own[key].is_floating_point() and own[key].data_ptr() not in filled]
     if missing:
         raise WeightsError(f"{file}: lacks {len(missing)} weights of the network ({', '.join(missing[:3])}, ...)")

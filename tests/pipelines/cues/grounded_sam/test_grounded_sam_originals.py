@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from pipelines.cues.grounded_sam.detection import DetectionRule
-from pipelines.cues.grounded_sam.originals import OriginalGroundingDino, package, sam_from_checkpoint
+from pipelines.cues.grounded_sam.originals import (
+    OriginalGroundingDino,
+    check_operator,
+    in_float32,
+    package,
+    sam_from_checkpoint,
+)
 from pipelines.cues.grounded_sam.prompts import Prompts
 from pipelines.cues.grounded_sam.runtime import Runtime
 from pipelines.weights import WeightsError
@@ -58,6 +64,10 @@ class FakeEncoder(torch.nn.Module):
 
 
 class FakePrompts(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.randn(2, 4))
+
     def forward(self, points: None, boxes: torch.Tensor, masks: None) -> tuple[torch.Tensor, torch.Tensor]:
         return boxes, torch.zeros(len(boxes), 4, 64, 64)
 
@@ -92,6 +102,11 @@ def test_a_file_of_something_else_is_told(fake_sam: Path, tmp_path: Path) -> Non
     torch.save({"image_encoder.pos_embed": torch.zeros(1, 32, 32, 768)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="does not fit the network"):
         sam_from_checkpoint(tmp_path / "other.pth", CPU)
+    state = FakeSam().state_dict()
+    del state["prompt_encoder.places"]
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"lacks 1 weights of the network \(prompt_encoder.places"):
+        sam_from_checkpoint(tmp_path / "other.pth", CPU)
 
 
 def test_a_package_that_is_not_here_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -117,7 +132,7 @@ class FakeDino(torch.nn.Module):
         super().__init__()
         assert settings.device == "cpu"
         self.first = torch.nn.Conv2d(3, 96, 4)
-        self.register_buffer("only_here", torch.zeros(1))
+        self.register_buffer("only_here", torch.arange(3))
         self.text_encoder = settings.text_encoder_type
 
     def load_state_dict(self, state: dict[str, torch.Tensor], strict: bool = True) -> Any:
@@ -169,3 +184,28 @@ def test_groundingdino_s_answers_are_read(monkeypatch: pytest.MonkeyPatch, tmp_p
     torch.save({"model": state}, tmp_path / "dino.pth")
     with pytest.raises(WeightsError, match=r"lacks 1 weights of the network \(first.bias"):
         load()
+    state["module.first.bias"] = torch.zeros(96)
+    torch.save({"model": state}, tmp_path / "dino.pth")
+
+    def outdated(settings: SimpleNamespace) -> None:
+        raise AttributeError("'BertModel' object has no attribute 'get_head_mask'")
+
+    models.build_model = outdated  # type: ignore[attr-defined]
+    with pytest.raises(WeightsError, match=r"with the text encoder .*bert: 'BertModel' .* transformers<5"):
+        load()
+
+
+def test_the_compiled_operator_is_asked_for_and_gets_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    operators = ModuleType("groundingdino.models.GroundingDINO.ms_deform_attn")
+    monkeypatch.setitem(sys.modules, operators.__name__, operators)
+    with pytest.raises(WeightsError, match="without its compiled operator"):
+        check_operator()
+    operators._C = object()  # type: ignore[attr-defined]
+    check_operator()
+    layer = torch.nn.Linear(3, 2)
+    exact = in_float32(lambda value, shapes: (layer(value), shapes), "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.ones(1, 3)).dtype == torch.bfloat16
+        out, shapes = exact(torch.ones(1, 3, dtype=torch.bfloat16), shapes=torch.tensor([[4, 6]]))
+    assert out.dtype == torch.float32
+    assert shapes.dtype == torch.int64
