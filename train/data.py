@@ -18,7 +18,7 @@ from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
 from train.order import EpochOrder
 from train.points import PointCues
 from train.sampler import StepSampler
-from train.selection import Exclusion, marked_frames, needed_cues
+from train.selection import Exclusion, compares_backward_flow, marked_frames, needed_cues
 
 
 class KeyframeDataset(Dataset[Batch]):
@@ -69,8 +69,9 @@ class KeyframeDataset(Dataset[Batch]):
         earlier, later = self._neighbour(scene, t, "earlier", rng), self._later(scene, t, rng)
         self._fetch_neighbours(scene, earlier, later)
         images = torch.from_numpy(average_blocks(queue["images"][-1], self._factor))
-        next_cue = self._flow(scene, "next", t, valid) if "flow_next" in self._cues else None
-        back_slot = self.config.data.backward_cue
+        # Losses compare with flow in the second stage alone; points that are triangulated from it are worked out once.
+        next_cue = self._flow(scene, "next", t, valid) if self.stage == 2 and "flow_next" in self._cues else None
+        back_slot = self.config.data.backward_cue if compares_backward_flow(self.config, self.stage) else None
         further = self._further(scene, t, later, rng) if self.config.data.future_frames else []
         batch = Batch(
             frames=FrameInput(**{key: torch.from_numpy(value) for key, value in queue.items()}),
@@ -81,7 +82,7 @@ class KeyframeDataset(Dataset[Batch]):
             earlier=self._view(scene, t, earlier),
             later=self._view(scene, t, later),
             flow_next=next_cue,
-            flow_back=self._flow(scene, back_slot, t, valid) if f"flow_{back_slot}" in self._cues else None,
+            flow_back=self._flow(scene, back_slot, t, valid) if back_slot is not None else None,
             movable=self._movable(scene, t, valid) if "masks" in self._cues else None,
             return_points=None if returns is None else returns.points,
             return_valid=None if returns is None else returns.valid,

@@ -168,12 +168,14 @@ def test_flow_loss_vanishes_at_truth_and_is_stated_at_the_reference_width(world:
     assert narrower.static.item() == pytest.approx(truth.static.item() / 2)
 
 
-def test_switches_choose_the_parts(world: Any, tiny_config: Make) -> None:
+@pytest.mark.parametrize("triangulated", [0, 100])
+def test_switches_choose_the_parts(world: Any, tiny_config: Make, triangulated: int) -> None:
+    """Also where points are triangulated from both cues, so that the sample has read them anyhow."""
     counts = {}
     for forward in (False, True):
         for backward in (False, True):
             switches = {"forward_static_flow": forward, "backward_static_flow": backward}
-            config = tiny_config(ablation=switches)
+            config = tiny_config(ablation=switches, rays={"triangulated": triangulated})
             batch = batch_at(config, 1)
             assert (batch.flow_back is not None) == backward
             motion = separate_motion(true_cast(world, batch, 1), batch, pixels=0.5)
