@@ -125,7 +125,7 @@ def run_one(
     from train.watch import TrainingDiverged
 
     config = row_config(row, seed, material.store, place / "train", material.training, plan.base, plan.overrides)
-    shared = share_first_stage(place, config)
+    shared = share_first_stage(config)
     say_in(console, f"{row}, seed {seed}: training" + (f", from the first stage of {shared}" if shared else ""))
     started = time.monotonic()
     result: dict[str, Any] = {"row": row, "seed": seed, "digest": digest(config), "status": "done", "reason": None}

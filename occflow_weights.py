@@ -48,8 +48,8 @@ def check(
         found = look(row, at)
         bad += found.state == "damaged" or (found.state == "absent" and bool(names))
         if found.state == "ok":
-            known = "the published file" if found.digest == row.sha256 else "whole"
-            known += ", but not the published file" if row.sha256 not in ("", found.digest) else ""
+            other = "whole, but not the published file" if row.sha256 else "whole"
+            known = "the published file" if found.digest == row.sha256 else other
             say(f"{row.name}: {known}, sha256 {found.digest}, {found.path}")
         elif found.state == "damaged" or names:
             say(f"{row.name}: {found.state}: {found.detail}")

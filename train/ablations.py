@@ -85,24 +85,26 @@ def distinct(digests: dict[str, str]) -> dict[str, str]:
     return {row: first.setdefault(found, row) for row, found in digests.items()}
 
 
-def share_first_stage(place: Path, config: TrainConfig) -> str | None:
-    """Give a run that has none the first stage of another row of its seed that would have the same one, to the bit.
+def share_first_stage(config: TrainConfig) -> str | None:
+    """Give a run of a matrix that has none the first stage of another row of its seed that would have the same one, to
+    the bit. Runs lie side by side, each in `<row>-<seed>`, and train into a folder of one name in it (`config.out`).
 
     Returns the run's name that it was taken from; None where there is nothing to take, or nothing is lacking.
     """
-    wanted, here = first_stage_digest(config), config.out / "stage1"
+    place, wanted = config.out.parent, first_stage_digest(config)
     if wanted is None or config.out.exists():
         return None
-    for there in sorted(place.parent.glob(f"*-{config.seed}/train/stage1")):
+    for there in sorted(place.parent.glob(f"*-{config.seed}/{config.out.name}/stage1")):
         try:
-            finished = load_state(there).finished
+            # The stage's own copy of the configuration: the run's is written a moment after a stage was given to it.
+            same = first_stage_digest(load_config(there / CONFIG_NAME)) == wanted and load_state(there).finished
         except CheckpointError:
             continue
-        if finished and first_stage_digest(load_config(there.parent / CONFIG_NAME)) == wanted:
+        if same:
             half = place / ".stage1"
             shutil.rmtree(half, ignore_errors=True)
             shutil.copytree(there, half)
             config.out.mkdir(parents=True)
-            half.rename(here)
+            half.rename(config.out / "stage1")
             return there.parent.parent.name
     return None

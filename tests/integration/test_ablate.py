@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from eval.ablation import FIGURES
 from occflow_ablate import Material, MatrixError, Plan, make_material, run
 from occflow_demo import Size
 from train.ablations import digest as config_digest
-from train.ablations import distinct, first_stage_digest, row_config, rows
-from train.config import TrainConfig
+from train.ablations import distinct, first_stage_digest, row_config, rows, share_first_stage
+from train.checkpoint import CONFIG_NAME, TRAINING_NAME, TrainingState, load_state
+from train.config import TrainConfig, dump_config
 from train.loop import RunResult, StageResult
 from train.watch import TrainingDiverged
 
@@ -232,6 +234,23 @@ def test_rows_that_share_a_first_stage(tmp_path: Path) -> None:
     assert found[None] == {"t5_joint", "t8_joint"}, "without a first stage"
     other = row_config("camera_only", 7, "s.zarr", tmp_path, ["a"], "ablation", ["stage1.max_steps=7"])
     assert first_stage_digest(other) not in found
+
+
+def test_a_run_that_was_given_its_first_stage_just_now_is_taken_from_too(tmp_path: Path) -> None:
+    """It has no configuration of its own yet. Unfinished ones, and those of another seed, are not taken."""
+    configs = {
+        name: row_config(name[:-2], int(name[-1]), "s.zarr", tmp_path / name / "train", ["a"], "ablation")
+        for name in ("camera_lidar-0", "camera_lidar-1", "t5_two_stage-0", "t8_full-0", "t8_full-1")
+    }
+    for name, finished in (("camera_lidar-0", False), ("t5_two_stage-0", True)):
+        stage = configs[name].out / "stage1"
+        stage.mkdir(parents=True)
+        (stage / CONFIG_NAME).write_text(dump_config(configs[name]))
+        torch.save(asdict(TrainingState(1, 3, 1.0, finished)), stage / TRAINING_NAME)
+    assert share_first_stage(configs["t8_full-0"]) == "t5_two_stage-0"
+    assert load_state(configs["t8_full-0"].out / "stage1").finished
+    assert share_first_stage(configs["t8_full-0"]) is None, "it has one now"
+    assert share_first_stage(configs["t8_full-1"]) is None
 
 
 @pytest.fixture(scope="module")
