@@ -6,6 +6,7 @@ the number of boxes is fixed, not found. `--size full` has the published archite
 
 Second table: the embedded cues on a synthetic log, camera-frames per second of one core and peak memory of the process,
 with their quality against its truth. `--log` takes a nuScenes-format log that is there; otherwise a small one is made.
+`--flow-weights` sets a trained flow network beside them.
 """
 
 import argparse
@@ -222,7 +223,9 @@ FLOW_FIGURES = ("epe", "fl_all", "coverage", "invented", "epe_moving", "coverage
 MASK_FIGURES = ("iou", "precision", "recall", "instance_precision", "instance_recall")
 
 
-def measure_embedded(log: Path, folder: Path, count: int, wide: int, demo_width: int | None) -> None:
+def measure_embedded(
+    log: Path, folder: Path, count: int, wide: int, demo_width: int | None, trained: str | None = None
+) -> None:
     """The second table: every embedded backend at `wide` columns, and as the demo's preset has it (or `demo_width`).
 
     Masks are made from the flows just above them. Images are decoded before; flow_prev finds the films of flow_next
@@ -267,6 +270,8 @@ def measure_embedded(log: Path, folder: Path, count: int, wide: int, demo_width:
     run("points", "lidar", {})
     for backend in ("dis", "dis_chain", "tracks"):
         run(backend, "flow_next", {"backend": backend, "max_width": wide})
+    if trained:
+        run("unimatch", "flow_next", {"backend": "unimatch", "weights": trained, "max_width": wide, "device": "cpu"})
     for cue in ("flow_next", "flow_prev", "masks"):
         run(f"demo: {demo[cue]['backend']}", cue, demo[cue])
     run("motion_epipolar", "masks", {"backend": "motion_epipolar", "flows": ["flow_next", "flow_prev"]})
@@ -284,6 +289,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=2)
     parser.add_argument("--width", type=int, default=264, help="columns at which embedded flows work")
     parser.add_argument("--demo-width", type=int, help="the same for the demo's flows; default as its preset has it")
+    parser.add_argument("--flow-weights", help="a flow network's checkpoint, or its name, for the second table")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     gpu = arguments.device.startswith("cuda")
@@ -297,7 +303,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             log = arguments.log or small_log(folder / "log", arguments.scenes)
-            measure_embedded(log, folder, arguments.scenes, arguments.width, arguments.demo_width)
+            measure_embedded(
+                log, folder, arguments.scenes, arguments.width, arguments.demo_width, arguments.flow_weights
+            )
 
 
 def small_log(folder: Path, scenes: int) -> Path:

@@ -21,13 +21,16 @@ _SHOWN = 6
 def load_network(path: Path) -> UniMatch:
     """The network that a checkpoint was made for, on the CPU, in evaluation mode, its parameters frozen.
 
-    The file is a dictionary with the parameters under "model". Which of the published variants they are is read off
-    their names; networks of other shapes carry theirs under "variant".
+    The file is a dictionary with the parameters under "model", or holds nothing but them, as packages do that ship a
+    trained network. Which of the published variants they are is read off their names; networks of other shapes carry
+    theirs under "variant".
 
     Raises:
         WeightsError: no whole checkpoint, or parameters missing, unknown, of another shape, not finite.
     """
     content = load_checkpoint(path)
+    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
+        content = {"model": content}
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
         found = ", ".join(map(str, list(content)[:_SHOWN])) if isinstance(content, dict) else type(content).__name__
         raise WeightsError(f"{path}: expected the parameters under 'model', found {found or 'nothing'}; {_PUBLISHED}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.cues.flow_field import checked
@@ -218,6 +219,15 @@ def test_the_published_form_is_read(tmp_path: Path) -> None:
     assert load_network(tmp_path / "a.pth").variant == SCALE2_REFINE6
 
 
+@pytest.mark.parametrize("name", ["flownet.pkl", "flownet.pth", "flownet.safetensors"])
+def test_parameters_alone_are_read_too(name: str, tmp_path: Path) -> None:
+    state = UniMatch(SCALE2).state_dict()
+    (save_file if name.endswith(".safetensors") else torch.save)(state, tmp_path / name)
+    loaded = load_network(tmp_path / name)
+    assert loaded.variant == SCALE2
+    torch.testing.assert_close(loaded.state_dict()["backbone.conv2.bias"], state["backbone.conv2.bias"])
+
+
 def _without(name: str) -> Callable[[dict[str, Tensor]], object]:
     return lambda state: {"model": {k: v for k, v in state.items() if k != name}}
 
@@ -229,7 +239,8 @@ def _with(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], object]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda state: state, "expected the parameters under 'model', found backbone.conv1.weight"),
+        (lambda state: {"state_dict": state}, "expected the parameters under 'model', found state_dict"),
+        (lambda state: {"weight": torch.zeros(1)}, r"missing: \d+ \(backbone"),
         (lambda state: [1, 2], "found list"),
         (_without("transformer.layers.5.self_attn.merge.weight"), r"missing: 1 \(transformer.layers.5.self_attn.merge"),
         (_with("extra.weight", torch.zeros(1)), r"unknown: 1 \(extra.weight\)"),

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 RECORDED = Path(__file__).parent / "unimatch_upstream.npz"
 UPSTREAM = os.environ.get("UNIMATCH_UPSTREAM", "")
+TRAINED = os.environ.get("UNIMATCH_WEIGHTS", "")
+"""A trained checkpoint of one of the three."""
 SIZE = (64, 96)
 ODD_SIZE = (50, 83)
 """No multiple of 16 or 32: upstream's inference stretches it."""
@@ -92,13 +94,28 @@ def tensors(height: int, width: int) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def leaves(height: int, width: int, u: int, v: int) -> tuple[Tensor, Tensor]:
+    """RGB of rectangles that cover each other, and the same picture moved by (u, v): edges and corners as in photos."""
+    generator, margin = np.random.default_rng(0), 16
+    picture = np.zeros((3, height + 2 * margin, width + 2 * margin), np.float32)
+    for _ in range(1500):
+        y, x = generator.integers(0, picture.shape[1]), generator.integers(0, picture.shape[2])
+        h, w = generator.integers(3, 30, 2)
+        picture[:, y : y + h, x : x + w] = generator.uniform(0, 255, (3, 1, 1))
+    first, second = (
+        picture[:, margin - dv : margin - dv + height, margin - du : margin - du + width] for du, dv in ((0, 0), (u, v))
+    )
+    return torch.from_numpy(first.copy())[None], torch.from_numpy(second.copy())[None]
+
+
 @contextmanager
 def upstream_modules(checkout: str) -> Iterator[types.SimpleNamespace]:
     """The upstream modules that are needed; what they import only for data sets and videos is stubbed."""
     stubs = {
         name: mock.MagicMock() for name in ("dataloader", "dataloader.flow", "dataloader.flow.datasets", "imageio")
     }
-    before = set(sys.modules)
+    import cv2  # noqa: F401  # upstream imports it too; what is imported below is forgotten, and it bears no second time
+
     with mock.patch.dict(sys.modules, stubs), mock.patch.object(sys, "path", [checkout, *sys.path]):
         import evaluate_flow  # type: ignore[import-not-found]
         from unimatch.geometry import forward_backward_consistency_check  # type: ignore[import-not-found]
@@ -107,17 +124,17 @@ def upstream_modules(checkout: str) -> Iterator[types.SimpleNamespace]:
         yield types.SimpleNamespace(
             UniMatch=UniMatch, inference=evaluate_flow.inference_flow, check=forward_backward_consistency_check
         )
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
 
 
-def upstream_network(modules: types.SimpleNamespace, name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with the formula's weights, and the arguments that upstream's scripts call it with."""
+def upstream_network(
+    modules: types.SimpleNamespace, name: str, weights: Mapping[str, Tensor] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with `weights` (the formula's), and the arguments that upstream's scripts call it with."""
     shape = SHAPES[name]
     network = modules.UniMatch(
         num_scales=shape["num_scales"], upsample_factor=shape["upsample_factor"], reg_refine=shape["refinements"] > 0
     )
-    network.load_state_dict(formula_weights(network.state_dict()))
+    network.load_state_dict(formula_weights(network.state_dict()) if weights is None else weights)
     arguments = {
         "attn_type": "swin",
         "attn_splits_list": shape["splits"],
@@ -232,6 +249,27 @@ def test_flow_is_what_the_upstream_code_answers(ours: dict[str, np.ndarray]) -> 
     for name, value in theirs.items():
         if name != "occlusion":
             np.testing.assert_allclose(ours[name], value, atol=2e-3, rtol=0, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRAINED, reason="UNIMATCH_WEIGHTS does not name a trained checkpoint")
+@pytest.mark.filterwarnings("ignore")
+def test_trained_weights_find_the_shift_and_answer_as_in_the_upstream_code() -> None:
+    from pipelines.cues.unimatch.inference import flow_both_ways, occlusion
+    from pipelines.cues.unimatch.weights import load_network
+
+    network, pair = load_network(Path(TRAINED)), leaves(160, 320, 6, -4)
+    with torch.no_grad():
+        forward, backward = flow_both_ways(network, *pair)
+    miss = (forward - torch.tensor([6.0, -4.0]).view(1, 2, 1, 1)).norm(dim=1)[:, 8:-8, 8:-8]
+    assert miss.mean() < 0.5 * (6**2 + 4**2) ** 0.5  # the smallness of the picture costs such networks some pixels
+    assert occlusion(forward, backward).float().mean() < 0.2
+    if not UPSTREAM:
+        pytest.skip("UNIMATCH_UPSTREAM does not name a checkout of autonomousvision/unimatch")
+    with upstream_modules(UPSTREAM) as modules, torch.no_grad():
+        theirs, arguments = upstream_network(modules, network.variant.name, network.state_dict())
+        answer = theirs.eval()(*pair, **arguments)["flow_preds"][-1]
+    torch.testing.assert_close(torch.cat([forward, backward]), answer, atol=2e-3, rtol=0)
 
 
 if __name__ == "__main__":
