@@ -14,6 +14,7 @@ from storage.schema import MASK_TABLE_ROWS, StoreAttributes
 from train.batch import Batch, FlowTarget, View, collate, stack
 from train.config import TrainConfig
 from train.frames import SINGLE_USE, ByteCache, CachedScene, average_blocks, render_factor
+from train.mirror import mirrored
 from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
 from train.order import EpochOrder
 from train.points import PointCues
@@ -46,7 +47,10 @@ class KeyframeDataset(Dataset[Batch]):
         draw, frame = key
         name, t = self.frames[frame]
         rng = np.random.default_rng([self.config.seed, self.stage, draw])
-        return self._sample(self._scene(name), t, rng)
+        sample = self._sample(self._scene(name), t, rng)
+        # Drawn last: what a draw is seen with does not depend on whether runs have mirrors.
+        share = (self.config.stage1 if self.stage == 1 else self.config.stage2).mirrored
+        return mirrored(sample) if share and rng.random() < share else sample
 
     def _scene(self, name: str) -> CachedScene:
         if self._reader is None:

@@ -245,6 +245,9 @@ class StageConfig(Section):
     """This first part of the stage trains the image side alone, on `loss.pixel_depth`: without a volume and without
     rays a step costs a tenth, and depth that images give away is learned from many more of them. A camera-only run
     has no such part unless it triangulates its returns (`rays.triangulated`)."""
+    mirrored: float = Field(default=0.0, ge=0.0, le=1.0)
+    """This share of the samples is seen in a mirror (`train.mirror`). In the first stage that makes twice as many
+    streets of few; in the second traffic would keep to either side, which only some data sets have."""
     temperature_floor: float | None = None
     """The temperature v may not lie below a bound that rises from where v starts to this value over
     `temperature_span`; None: it is free. A free one falls while ranges are uncertain, for a blurred surface costs less
