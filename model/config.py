@@ -77,6 +77,13 @@ class DepthLiftConfig(_Section):
     """Height of a flat ground in the ego frame, metres: the head is told where each ray would meet it."""
     nearest_m: PositiveFloat = 1.0
     farthest_m: PositiveFloat = 60.0
+    metric_m: tuple[PositiveFloat, ...] = ()
+    """How much farther the mean surface is, in metres too: once per length here, at which it saturates. In log depth
+    alone a metre is less the farther it is away."""
+
+    mix: bool = False
+    """Whether neighbouring voxels compare what they were told (one residual block at the output voxels) before they
+    are decoded."""
 
     @model_validator(mode="after")
     def _apart(self) -> "DepthLiftConfig":

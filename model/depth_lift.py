@@ -9,9 +9,29 @@ from geometry.constants import constant
 from geometry.grid import VoxelGrid
 from geometry.transforms import transform_points
 from model.config import DepthLiftConfig
+from model.convolution import Conv3d
 from model.fields import sample_field
 from model.pixel_depth import MIN_DEPTH, PixelDepth, PixelDepthHead
+from model.refine import voxel_norm
 from model.visibility import CameraRig, see_pillars
+
+
+class Mix(nn.Module):
+    """Residual block of two 3x3x3 convolutions that starts as the identity."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = Conv3d(dim, dim, kernel_size=3, padding=1, bias=False)
+        self.norm = voxel_norm(dim)
+        self.conv2 = Conv3d(dim, dim, kernel_size=3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, volume: Float[Tensor, "n x y z dim"]) -> Float[Tensor, "n x y z dim"]:
+        """The same shape."""
+        x = volume.permute(0, 4, 1, 2, 3).contiguous(memory_format=torch.channels_last_3d)
+        return volume + self.conv2(F.relu(self.norm(self.conv1(x)))).permute(0, 2, 3, 4, 1)
 
 
 class DepthLift(nn.Module):
@@ -21,7 +41,8 @@ class DepthLift(nn.Module):
     A voxel reads, in every camera that sees its centre:
 
     - the likelihood of a surface at its own depth, and that of a nearer one (the voxel is hidden);
-    - how much farther the mean surface is, in log depth, as it is and saturated: a projective signed distance;
+    - how much farther the mean surface is, in log depth, as it is and saturated: a projective signed distance; and the
+      same in metres, saturated at the lengths of `metric_m`;
     - the context times the first likelihood.
 
     The mean over cameras goes through a linear layer; a voxel that no camera sees reads zeros.
@@ -36,9 +57,18 @@ class DepthLift(nn.Module):
         super().__init__()
         self.shape = grid.shape
         self.head = PixelDepthHead(config, feature_dim)
-        self.project = nn.Linear(4 + config.context, dim)
+        self.metric_m = config.metric_m
+        self.project = nn.Linear(4 + len(self.metric_m) + config.context, dim)
+        self.mix = Mix(dim) if config.mix else None
         centres = torch.as_tensor(grid.centres(), dtype=torch.float32, device="cpu")
         self.register_buffer("centres", centres.reshape(-1, 3), persistent=False)
+
+    def add(
+        self, volume: Float[Tensor, "n x y z dim"], lifted: Float[Tensor, "n x y z dim"]
+    ) -> Float[Tensor, "n x y z dim"]:
+        """The volume's features with what was lifted."""
+        total = volume + lifted
+        return total if self.mix is None else self.mix(total)
 
     def forward(
         self, level: Float[Tensor, "views ch _h _w"], rig: CameraRig
@@ -68,7 +98,8 @@ class DepthLift(nn.Module):
         place: Float[Tensor, "views voxels 2"],
         log_depth: Float[Tensor, "views voxels"],
     ) -> Float[Tensor, "views features voxels"]:
-        """The 4 + context numbers that each voxel reads at its `place` (u, v in -1..1 across the image)."""
+        """The numbers that each voxel reads at its `place` (u, v in -1..1 across the image): four, one per length of
+        `metric_m`, and the context."""
         bins = pixel_depth.bins
         likelihood = pixel_depth.logits.softmax(dim=1)
         mean = (likelihood * bins.centres(likelihood)[:, None, None]).sum(dim=1, keepdim=True)
@@ -83,5 +114,7 @@ class DepthLift(nn.Module):
         both = sample_field(torch.stack([likelihood, likelihood.cumsum(dim=1)], dim=1), points, frustum)
         # An even distribution gives every bin 1 / bins: scaled so that what a voxel reads starts near a tenth.
         here, hidden = both[:, :1] * (bins.count / 8), both[:, 1:]
-        farther = at_pixel[:, :1] - log_depth[:, None]
-        return torch.cat([here, hidden, 2 * farther.clamp(-1, 1), (6 * farther).tanh(), at_pixel[:, 1:] * here], dim=1)
+        surface, depth = at_pixel[:, :1], log_depth[:, None]
+        farther, metres = surface - depth, surface.exp() - depth.exp()
+        told = [2 * farther.clamp(-1, 1), (6 * farther).tanh(), *((metres / length).tanh() for length in self.metric_m)]
+        return torch.cat([here, hidden, *told, at_pixel[:, 1:] * here], dim=1)

@@ -72,7 +72,7 @@ class OccFlow(nn.Module):
         pixel_depth = None
         if self.depth_lift is not None:
             lifted, pixel_depth = self.depth_lift(finest, rig)
-            refined = refined + lifted
+            refined = self.depth_lift.add(refined, lifted)
         # Under autocast the decoders answer in half precision, in which a distance of 30 m has steps of 0.125 m.
         sdf, flow = (head(refined).to(self.image_mean.dtype) for head in (self.sdf_head, self.flow_head))
         features = refined if self.movable_head is not None else None

@@ -66,6 +66,33 @@ def test_a_wall_is_where_the_pixels_say() -> None:
     assert torch.allclose(second, -2 * here, atol=1e-5)
 
 
+def test_the_distance_to_the_wall_in_metres() -> None:
+    config = CONFIG.model_copy(update={"metric_m": (1.0, 4.0)})
+    module = DepthLift(config, feature_dim=8, dim=8, grid=GRID)
+    module.project.weight.data = torch.eye(8)
+    module.project.bias.data.zero_()
+    module.head.forward = lambda *_: wall(8.0)  # type: ignore[method-assign]
+    ahead = module(torch.zeros(1, 8, 8, 16), rig(0.0))[0][0][2:, 4, 2]
+    metres = 8.0 - (torch.arange(20) + 0.5)[2:]
+    for column, length in ((4, 1.0), (5, 4.0)):
+        assert torch.allclose(ahead[:, column], (metres / length).tanh(), atol=0.1 / length)
+    assert torch.allclose(ahead[:, 6], ahead[:, 0], atol=1e-5), "the context comes last"
+
+
+def test_mixing_starts_as_the_identity_and_reaches_the_neighbours() -> None:
+    torch.manual_seed(0)
+    module = DepthLift(CONFIG.model_copy(update={"mix": True}), feature_dim=8, dim=6, grid=GRID)
+    volume, lifted = torch.randn(2, 1, *GRID.shape, 6)
+    assert module.mix is not None
+    assert torch.equal(module.add(volume, lifted), volume + lifted)
+    assert torch.equal(lift().add(volume, lifted), volume + lifted), "without it nothing is mixed"
+    module.mix.conv2.weight.data.normal_()
+    changed = volume.clone()
+    changed[0, 10, 4, 2] += 100 * torch.randn(6)
+    difference = (module.add(changed, lifted) - module.add(volume, lifted)).abs().amax(dim=-1)[0]
+    assert difference[8:13, 2:7].min() > 0, "two convolutions reach two voxels"
+
+
 def test_what_no_camera_sees_is_zero() -> None:
     """Behind the only camera, beside its field of view, or with the camera missing."""
     module = lift(VoxelGrid((-20.0, -20.0, -2.0), (20.0, 20.0, 2.0), (20, 20, 2)))
