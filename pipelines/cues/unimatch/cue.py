@@ -33,6 +33,8 @@ class UniMatchFlowCue(ModelFlow):
         batch: image pairs at once.
         max_width: images are shrunk to this many columns first.
         size: (height, width) at which the network looks, or None: the next multiple of its step.
+        least_width: without `size`, images with a shorter long side are seen enlarged to this many pixels (see
+            `inference.looking_size`); 0: as upstream does, whatever their size.
         check: when a pixel is kept.
     """
 
@@ -43,6 +45,7 @@ class UniMatchFlowCue(ModelFlow):
     batch: int = 4
     max_width: int = 1280
     size: tuple[int, int] | None = None
+    least_width: int = 576
     check: CheckRule = field(default_factory=CheckRule)
     draw: DrawRule = field(default_factory=DrawRule)
     needs: ClassVar[tuple[str, ...]] = ()
@@ -63,7 +66,7 @@ class UniMatchFlowCue(ModelFlow):
 
     def extract(self, context: BlockContext) -> CueBlock:
         """The four arrays of the slot, see storage.schema.CUES. Raises WeightsError before a frame is read."""
-        matcher = PairMatcher.load(self.weights, self.device, self.precision, self.size, self.check)
+        matcher = PairMatcher.load(self.weights, self.device, self.precision, self.size, self.least_width, self.check)
         cv2.setNumThreads(1)
         block = FlowBlock(context, self.slot)
         aim = aim_slot(context.scene, self.slot, self.draw, context.sweep_slots)

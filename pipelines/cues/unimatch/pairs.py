@@ -12,7 +12,7 @@ from pipelines.config import ConfigError, json_digest
 from pipelines.cues.devices import loaded_once, pick_device
 from pipelines.cues.protocols import FlowField
 from pipelines.cues.two_way_cache import TwoWayCache, film_key
-from pipelines.cues.unimatch.inference import CheckRule, Precision, confidence, flow_both_ways
+from pipelines.cues.unimatch.inference import CheckRule, Precision, confidence, flow_both_ways, looking_size
 from pipelines.cues.unimatch.network import UniMatch
 from pipelines.cues.unimatch.weights import load_network
 from pipelines.weights import locate, weights_digest
@@ -29,17 +29,25 @@ _ANSWERS = TwoWayCache(KEPT_BYTES)
 
 @dataclass(frozen=True)
 class PairMatcher:
-    """A loaded network that answers pairs of images. `settings` tells apart what changes its answers."""
+    """A loaded network that answers pairs of images, seen at `size`, or enlarged to `least_width`. `settings` tells
+    apart what changes its answers."""
 
     network: UniMatch
     precision: Precision
     size: tuple[int, int] | None
+    least_width: int
     check: CheckRule
     settings: str
 
     @classmethod
     def load(
-        cls, weights: str, device: str, precision: Precision, size: tuple[int, int] | None, check: CheckRule
+        cls,
+        weights: str,
+        device: str,
+        precision: Precision,
+        size: tuple[int, int] | None,
+        least_width: int,
+        check: CheckRule,
     ) -> "PairMatcher":
         """The matcher of a cue's parameters; the network is loaded once per process.
 
@@ -55,8 +63,8 @@ class PairMatcher:
             raise ConfigError(
                 f"size = {list(size)}: {network.variant.name} needs a height and width that are multiples of {multiple}"
             )
-        settings = json_digest([digest, precision, size, asdict(check), device])
-        return cls(network, precision, size, check, settings)
+        settings = json_digest([digest, precision, size, least_width, asdict(check), device])
+        return cls(network, precision, size, least_width, check, settings)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[FlowField]:
         """Flow from the first to the second image of each pair, in its own pixels."""
@@ -80,7 +88,9 @@ class PairMatcher:
         first, second = (
             torch.from_numpy(np.stack([pair[k] for pair in pairs])).to(device).permute(0, 3, 1, 2) for k in (0, 1)
         )
-        ways = flow_both_ways(self.network, first, second, self.size, self.precision)
+        height, width = first.shape[-2:]
+        size = self.size or looking_size(height, width, self.network.variant.multiple, self.least_width)
+        ways = flow_both_ways(self.network, first, second, size, self.precision)
         fields = [_fields(*ways, self.check), _fields(*ways[::-1], self.check)]
         return zip(*fields, strict=True)
 

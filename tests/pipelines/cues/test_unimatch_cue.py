@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -58,7 +59,13 @@ def test_a_published_checkpoint_fills_a_store(cues_config: Callable[..., CuesCon
     torch.manual_seed(3)
     path = tmp_path / "gmflow-scale1-random.pth"
     torch.save({"model": UniMatch(SCALE1).state_dict()}, path)
-    flow_cue = {"backend": "unimatch", "weights": str(path), "check": {"tolerance": 1e4}, "device": "cpu"}
+    flow_cue = {
+        "backend": "unimatch",
+        "weights": str(path),
+        "check": {"tolerance": 1e4},
+        "device": "cpu",
+        "least_width": 0,
+    }
     config = cues_config(
         dataset={**cues_config().dataset.model_dump(), "scenes": ["00"], "options": {"keyframe_every": 6}},
         sizes={"network": (64, 192), "render": (64, 192)},
@@ -150,10 +157,37 @@ def test_what_changes_the_flow_changes_the_digest(tiny_weights: str, tmp_path: P
         UniMatchFlowCue(weights=tiny_weights, slot="prev"),
         UniMatchFlowCue(weights=tiny_weights, precision="float16"),
         UniMatchFlowCue(weights=tiny_weights, size=(32, 64)),
+        UniMatchFlowCue(weights=tiny_weights, least_width=0),
         UniMatchFlowCue(weights=tiny_weights, check=CheckRule(2.0)),
         UniMatchFlowCue(weights=other_weights),
     ]
-    assert len({other.config_digest() for other in [cue, *different]}) == 6
+    assert len({other.config_digest() for other in [cue, *different]}) == 7
+
+
+@pytest.mark.parametrize(
+    ("least_width", "size", "seen"),
+    [
+        (0, None, (48, 80)),
+        (80, None, (48, 80)),
+        (160, None, (96, 160)),
+        (150, None, (96, 160)),
+        (160, (32, 64), (32, 64)),
+    ],
+)
+def test_small_pictures_are_seen_enlarged(
+    tiny_weights: str, context: Any, least_width: int, size: tuple[int, int] | None, seen: tuple[int, int]
+) -> None:
+    cue = UniMatchFlowCue(weights=tiny_weights, device="cpu", least_width=least_width, size=size)
+    looked: list[tuple[int, int]] = []
+
+    def forward(self: UniMatch, first: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        looked.append(tuple(first.shape[-2:]))  # type: ignore[arg-type]
+        return original(self, first, *rest, **named)
+
+    original = UniMatch.forward
+    with mock.patch.object(UniMatch, "forward", forward):
+        cue.extract(context)
+    assert set(looked) == {seen}
 
 
 def test_where_it_runs(tiny_weights: str) -> None:

@@ -10,7 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.cues.flow_field import checked
-from pipelines.cues.unimatch.inference import CheckRule, confidence, flow_both_ways, occlusion
+from pipelines.cues.unimatch.inference import (
+    CheckRule,
+    confidence,
+    fitting_size,
+    flow_both_ways,
+    looking_size,
+    occlusion,
+)
 from pipelines.cues.unimatch.matching import (
     Propagation,
     match_global,
@@ -148,6 +155,13 @@ def test_the_two_ways_belong_together() -> None:
         there, back = network(first, second), network(second, first)
         torch.testing.assert_close(there.forward, back.backward, atol=1e-3, rtol=0)
         torch.testing.assert_close(there.backward, back.forward, atol=1e-3, rtol=0)
+
+
+def test_the_size_at_which_small_pictures_are_seen() -> None:
+    assert looking_size(376, 1241, 32, 576) == fitting_size(376, 1241, 32) == (384, 1248)
+    assert looking_size(96, 320, 32, 576) == (192, 576)  # 172.8 rows
+    assert looking_size(320, 96, 32, 576) == (192, 576), "tall pictures are laid on their side first"
+    assert looking_size(64, 176, 16, 0) == (64, 176)
 
 
 def test_images_that_do_not_fit_are_refused() -> None:
