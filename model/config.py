@@ -80,7 +80,6 @@ class DepthLiftConfig(_Section):
     metric_m: tuple[PositiveFloat, ...] = ()
     """How much farther the mean surface is, in metres too: once per length here, at which it saturates. In log depth
     alone a metre is less the farther it is away."""
-
     mix: bool = False
     """Whether neighbouring voxels compare what they were told (one residual block at the output voxels) before they
     are decoded."""

@@ -115,6 +115,9 @@ class DepthLift(nn.Module):
         # An even distribution gives every bin 1 / bins: scaled so that what a voxel reads starts near a tenth.
         here, hidden = both[:, :1] * (bins.count / 8), both[:, 1:]
         surface, depth = at_pixel[:, :1], log_depth[:, None]
-        farther, metres = surface - depth, surface.exp() - depth.exp()
-        told = [2 * farther.clamp(-1, 1), (6 * farther).tanh(), *((metres / length).tanh() for length in self.metric_m)]
+        farther = surface - depth
+        told = [2 * farther.clamp(-1, 1), (6 * farther).tanh()]
+        if self.metric_m:
+            metres = surface.exp() - depth.exp()
+            told += [(metres / length).tanh() for length in self.metric_m]
         return torch.cat([here, hidden, *told, at_pixel[:, 1:] * here], dim=1)

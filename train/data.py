@@ -23,13 +23,21 @@ from train.selection import Exclusion, compares_backward_flow, marked_frames, ne
 
 
 class KeyframeDataset(Dataset[Batch]):
-    """Samples by (draw, frame): `frame` indexes `frames`, `draw` seeds everything that is drawn.
+    """Samples by (draw, frame): `frame` indexes `frames`, `draw` seeds everything that is drawn. A share of them, given
+    as `mirrored`, is seen in a mirror.
 
     The store is opened by whichever process reads first, so the data set pickles into spawned workers.
     """
 
-    def __init__(self, config: TrainConfig, stage: int, frames: list[tuple[str, int]], cache_bytes: int) -> None:
-        self.config, self.stage, self.frames = config, stage, frames
+    def __init__(
+        self,
+        config: TrainConfig,
+        stage: int,
+        frames: list[tuple[str, int]],
+        cache_bytes: int,
+        mirrored: float = 0.0,
+    ) -> None:
+        self.config, self.stage, self.frames, self.mirrored = config, stage, frames, mirrored
         self._cues = needed_cues(config, stage)
         self._cache_bytes = cache_bytes
         self._excluded = Exclusion(config.data.held_out, marked_frames(config).frames)
@@ -49,8 +57,7 @@ class KeyframeDataset(Dataset[Batch]):
         rng = np.random.default_rng([self.config.seed, self.stage, draw])
         sample = self._sample(self._scene(name), t, rng)
         # Drawn last: what a draw is seen with does not depend on whether runs have mirrors.
-        share = (self.config.stage1 if self.stage == 1 else self.config.stage2).mirrored
-        return mirrored(sample) if share and rng.random() < share else sample
+        return mirrored(sample) if self.mirrored and rng.random() < self.mirrored else sample
 
     def _scene(self, name: str) -> CachedScene:
         if self._reader is None:
@@ -245,7 +252,8 @@ def build_loader(
     Workers start by spawn: a forked one would share the store's open files.
     """
     workers = config.data.workers
-    dataset = KeyframeDataset(config, stage, frames, config.data.cache_mb * 2**20 // max(1, workers))
+    share = (config.stage1 if stage == 1 else config.stage2).mirrored
+    dataset = KeyframeDataset(config, stage, frames, config.data.cache_mb * 2**20 // max(1, workers), share)
     order = EpochOrder(frames, config.seed, stage, config.data.locality)
     sampler = StepSampler(order, config.run.batch, steps, first, rank, world)
     return DataLoader(

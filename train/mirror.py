@@ -5,57 +5,48 @@ frame is mirrored at its y = 0, each camera at its x = 0, so that mirrored image
 Traffic then keeps to the other side.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.fields import FrameInput
 from train.batch import Adjacent, Batch, FlowTarget, View
 
-_CAMERA = (-1.0, 1.0, 1.0, 1.0)
-_EGO = (1.0, -1.0, 1.0, 1.0)
+Signs = tuple[float, ...]
+_CAMERA: Signs = (-1.0, 1.0, 1.0, 1.0)
+_EGO: Signs = (1.0, -1.0, 1.0, 1.0)
 
 
 def mirrored(batch: Batch) -> Batch:
     """The mirrored sample or batch; twice mirrored it is what it was."""
-    network_width, width = batch.frames.images.shape[-1], batch.images.shape[-1]
-    moving = batch.moving_weight
-    return Batch(
-        frames=FrameInput(
-            images=batch.frames.images.flip(-1),
-            K=_intrinsics(batch.frames.K, network_width),
-            ref_from_cam=_pose(batch.frames.ref_from_cam, _EGO, _CAMERA),
-            current_from_ref=_pose(batch.frames.current_from_ref, _EGO, _EGO),
-            camera_valid=batch.frames.camera_valid,
+    frames, width = batch.frames, batch.images.shape[-1]
+    return replace(
+        batch,
+        frames=frames._replace(
+            images=frames.images.flip(-1),
+            K=_intrinsics(frames.K, frames.images.shape[-1]),
+            ref_from_cam=_matrix(frames.ref_from_cam, _EGO, _CAMERA),
+            current_from_ref=_matrix(frames.current_from_ref, _EGO, _EGO),
         ),
         images=batch.images.flip(-1),
         K=_intrinsics(batch.K, width),
-        ref_from_cam=_pose(batch.ref_from_cam, _EGO, _CAMERA),
-        camera_valid=batch.camera_valid,
+        ref_from_cam=_matrix(batch.ref_from_cam, _EGO, _CAMERA),
         earlier=_view(batch.earlier, width),
         later=_view(batch.later, width),
-        flow_next=_flow(batch.flow_next, width),
-        flow_back=_flow(batch.flow_back, width),
+        flow_next=None if batch.flow_next is None else _flow(batch.flow_next, width),
+        flow_back=None if batch.flow_back is None else _flow(batch.flow_back, width),
         movable=_image(batch.movable),
         return_points=_vectors(batch.return_points),
-        return_valid=batch.return_valid,
-        return_own=batch.return_own,
         return_origins=_vectors(batch.return_origins),
         moving_points=_vectors(batch.moving_points),
         moving_motion=_vectors(batch.moving_motion),
-        moving_weight=None if moving is None else moving * _signs(moving, _EGO[:2], _EGO[:2]),
-        moving_valid=batch.moving_valid,
+        moving_weight=None if batch.moving_weight is None else _matrix(batch.moving_weight, _EGO[:2], _EGO[:2]),
         still_points=_vectors(batch.still_points),
-        still_valid=batch.still_valid,
-        adjacent=_adjacent(batch.adjacent),
+        adjacent=None if batch.adjacent is None else _adjacent(batch.adjacent),
         instances=_image(batch.instances),
-        mask_score=batch.mask_score,
         further=None if batch.further is None else _view(batch.further, width),
     )
-
-
-def _signs(like: Tensor, rows: tuple[float, ...], columns: tuple[float, ...] = (1.0,)) -> Tensor:
-    return torch.outer(torch.tensor(rows), torch.tensor(columns)).to(like)
 
 
 def _image(image: Tensor | None) -> Tensor | None:
@@ -64,11 +55,16 @@ def _image(image: Tensor | None) -> Tensor | None:
 
 def _vectors(vectors: Tensor | None) -> Tensor | None:
     """Points (x, y, z) or motions (x, y) of the ego frame."""
-    return None if vectors is None else vectors * _signs(vectors, _EGO[: vectors.shape[-1]])[:, 0]
+    return None if vectors is None else _turned(vectors)
 
 
-def _pose(pose: Float[Tensor, "*n 4 4"], to: tuple[float, ...], of: tuple[float, ...]) -> Float[Tensor, "*n 4 4"]:
-    return pose * _signs(pose, to, of)
+def _turned(vectors: Tensor) -> Tensor:
+    return vectors * torch.tensor(_EGO[: vectors.shape[-1]]).to(vectors)
+
+
+def _matrix(matrix: Float[Tensor, "*n k k"], to: Signs, of: Signs) -> Float[Tensor, "*n k k"]:
+    """A pose or a quadratic form: `to` mirrors what it gives, `of` what it is given."""
+    return matrix * torch.outer(torch.tensor(to), torch.tensor(of)).to(matrix)
 
 
 def _intrinsics(K: Float[Tensor, "*n 3 3"], width: int) -> Float[Tensor, "*n 3 3"]:
@@ -80,21 +76,19 @@ def _intrinsics(K: Float[Tensor, "*n 3 3"], width: int) -> Float[Tensor, "*n 3 3
 
 
 def _view(view: View, width: int) -> View:
-    return View(
-        cam_from_ref=_pose(view.cam_from_ref, _CAMERA, _EGO),
+    return replace(
+        view,
+        cam_from_ref=_matrix(view.cam_from_ref, _CAMERA, _EGO),
         K=_intrinsics(view.K, width),
-        interval=view.interval,
-        valid=view.valid,
         images=_image(view.images),
     )
 
 
-def _flow(target: FlowTarget | None, width: int) -> FlowTarget | None:
-    if target is None:
-        return None
+def _flow(target: FlowTarget, width: int) -> FlowTarget:
     flow = target.flow.flip(-1)
     flow[..., 0, :, :] *= -1
-    return FlowTarget(
+    return replace(
+        target,
         flow=flow,
         known=target.known.flip(-1),
         view=_view(target.view, width),
@@ -102,12 +96,5 @@ def _flow(target: FlowTarget | None, width: int) -> FlowTarget | None:
     )
 
 
-def _adjacent(adjacent: Adjacent | None) -> Adjacent | None:
-    if adjacent is None:
-        return None
-    return Adjacent(
-        movable=adjacent.movable.flip(-1),
-        masked=adjacent.masked,
-        points=adjacent.points * _signs(adjacent.points, _EGO[:3])[:, 0],
-        valid=adjacent.valid,
-    )
+def _adjacent(adjacent: Adjacent) -> Adjacent:
+    return replace(adjacent, movable=adjacent.movable.flip(-1), points=_turned(adjacent.points))

@@ -30,12 +30,7 @@ def validation_batches(config: TrainConfig, stage: int, reader: StoreReader) -> 
         ConfigError: none of them has every cue that the stage needs.
     """
     # Here they are what is looked at, so that their neighbours in time may be read too.
-    seen = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"scenes": (), "validate_on": ()}),
-            **{name: getattr(config, name).model_copy(update={"mirrored": 0.0}) for name in ("stage1", "stage2")},
-        }
-    )
+    seen = config.model_copy(update={"data": config.data.model_copy(update={"scenes": (), "validate_on": ()})})
     chosen = Exclusion(config.data.validate_on)
     frames = [frame for frame in training_frames(seen, stage, reader) if chosen(*frame)]
     if not frames:

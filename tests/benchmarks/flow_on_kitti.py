@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -21,14 +20,16 @@ from geometry.cameras import in_image, project
 from geometry.transforms import invert, transform_points
 from pipelines.block import extract_block
 from pipelines.config import load_config
-from pipelines.cues.flow_field import unpack_flow
+from pipelines.cues.flow_field import sample_field, unpack_flow
 from pipelines.cues.static_flow import second_from_first
+from pipelines.datasets.semantic_kitti_truth import CLASS_OF_RAW_LABEL, KITTI_CLASSES
 from pipelines.registry import build_extractor
 from pipelines.workbench import Workbench
 from storage.layout import UnitId
 
-NOT_STILL = (0, 1, 10, 11, 13, 15, 16, 18, 20, 30, 31, 32)
-"""Labels of what may move and of nothing, of SemanticKITTI; from 252 on they move."""
+STILL = (KITTI_CLASSES.index("road") <= CLASS_OF_RAW_LABEL) & (len(KITTI_CLASSES) > CLASS_OF_RAW_LABEL)
+STILL[1] = False
+"""Which raw labels are of what stands still: a class that cannot move, and no outlier."""
 CELL = 8
 """Pixels. Of the points in a cell those within a tenth of the nearest one's depth are taken for visible."""
 
@@ -49,7 +50,7 @@ def still_points(bench: Workbench, scene: str, t: int) -> StillPoints:
     first, second = now.images[channel], then.images[channel]
     labels = now.lidar.path.parents[1] / "labels" / f"{now.lidar.path.stem}.label"
     label = np.fromfile(labels, np.uint32) & 0xFFFF
-    points = bench.log.read_lidar(now.lidar)[(label < 252) & ~np.isin(label, NOT_STILL), :3].astype(np.float64)
+    points = bench.log.read_lidar(now.lidar)[STILL[label], :3].astype(np.float64)
     in_first = transform_points(invert(first.ego_from_cam) @ now.lidar.ego_from_lidar, points)
     uv, depth, seen = project(bench.sizes.render_transform(first).intrinsics(first.K), in_first)
     moved = transform_points(second_from_first(first, second), in_first)
@@ -61,14 +62,6 @@ def still_points(bench: Workbench, scene: str, t: int) -> StillPoints:
     np.minimum.at(nearest, (row, column), depth)
     visible = depth <= 1.1 * nearest[row, column]
     return StillPoints(uv[visible], (end - uv)[visible])
-
-
-def at(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Bilinear values of (height, width[, 2]) at uv; pixel centres lie at +0.5."""
-    place = (uv - 0.5).astype(np.float32)[None]
-    return np.asarray(
-        cv2.remap(image, place[..., 0], place[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    )[0]
 
 
 def figures(miss: np.ndarray, length: np.ndarray) -> str:
@@ -83,7 +76,9 @@ def sampled(bench: Workbench, scene: str, parameters: dict[str, Any], true: list
     config = bench.config.model_copy(update={"cues": {**bench.config.cues, "flow_next": parameters}})
     block, _ = extract_block(bench, UnitId("flow_next", scene), build_extractor(config, "flow_next"), dict)
     flows = [unpack_flow(flow[0]) for flow in block.arrays["flow/next/flow"][:-1]]
-    return np.concatenate([at(np.moveaxis(flow, 0, -1), points.uv) for flow, points in zip(flows, true, strict=True)])
+    return np.concatenate(
+        [sample_field(flow, points.uv[None])[:, 0].T for flow, points in zip(flows, true, strict=True)]
+    )
 
 
 def main() -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from geometry.cameras import project, unproject
+from geometry.cameras import pixel_centres, project, unproject
 from geometry.transforms import invert, transform_points
 from model.fields import FrameInput
 from storage.reader import StoreReader
 from train.batch import Batch, collate
 from train.config import TrainConfig
-from train.data import KeyframeDataset
+from train.data import KeyframeDataset, build_loader
 from train.mirror import mirrored
 from train.validate import validation_batches
 
@@ -85,8 +85,7 @@ def test_what_stands_still_lands_where_the_mirrored_flow_says(sample: Batch, wor
     seen = mirrored(sample)
     assert sample.flow_next is not None
     assert seen.flow_next is not None
-    v, u = torch.meshgrid(torch.arange(16) + 0.5, torch.arange(32) + 0.5, indexing="ij")
-    uv = torch.stack([u, v], dim=-1).reshape(-1, 2).double()
+    uv = torch.from_numpy(pixel_centres(*world.render_size).reshape(-1, 2)).double()
     for c in range(2):
         looked = world.look(world.camera_time(1, c), c, world.render_size)
         depth, kind = (torch.from_numpy(looked[name]).flip(1).reshape(-1) for name in ("depth", "kind"))
@@ -122,7 +121,7 @@ def test_poses_stay_rigid(sample: Batch) -> None:
 
 def test_the_share_is_drawn_and_leaves_everything_else_as_it_is(tiny_config: Make, tiny_store) -> None:
     plain = KeyframeDataset(tiny_config(), 1, [("a", 1)], 2**24)
-    half = KeyframeDataset(tiny_config(stage1={"mirrored": 0.5}), 1, [("a", 1)], 2**24)
+    half = build_loader(tiny_config(stage1={"mirrored": 0.5}), 1, [("a", 1)], steps=1).dataset
     turned = 0
     for draw in range(40):
         expected, found = plain[draw, 0], half[draw, 0]
@@ -134,7 +133,7 @@ def test_the_share_is_drawn_and_leaves_everything_else_as_it_is(tiny_config: Mak
     assert 8 < turned < 32
     assert torch.equal(half[1, 0].images, half[1, 0].images)
     # Its own share each: the second stage has none here.
-    second = KeyframeDataset(tiny_config(stage1={"mirrored": 1.0}), 2, [("a", 1)], 2**24)
+    second = build_loader(tiny_config(stage1={"mirrored": 1.0}), 2, [("a", 1)], steps=1).dataset
     assert torch.equal(second[0, 0].images, plain[0, 0].images)
 
 
