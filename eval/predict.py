@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 from eval.protocols import UNKNOWN
 from geometry.grid import KITTI_GRID, NUSCENES_GRID, VoxelGrid
 from model.fields import Fields, FrameInput
+from model.lifted import Lifted
 from model.network import OccFlow
-from model.visibility import CameraRig
 from storage.queue import queue_arrays, queue_keyframes, queue_poses
 from storage.reader import StoreReader
 from storage.whole_file import whole_file
@@ -92,15 +92,6 @@ def occupy(
     return (sdf <= threshold) & inside
 
 
-class Lifted(NamedTuple):
-    """What is kept of a keyframe for the queues that it is in: the volume in its own ego frame; for the keyframe's own
-    turn the finest image level and the cameras."""
-
-    volume: Float[Tensor, "1 x y z dim"]
-    finest: Float[Tensor, "views dim _h _w"]
-    rig: CameraRig
-
-
 class Predictor:
     """Runs a network over the keyframes of a store.
 
@@ -152,11 +143,9 @@ class Predictor:
             if (scene, k) not in self._lifted:
                 self._lifted[scene, k] = self._lift(scene, k)
         current_from_ref = torch.from_numpy(queue_poses(table, t, self.queue_length)["current_from_ref"])
-        volumes = [self._lifted[scene, k].volume for k in queue]
-        current = self._lifted[scene, t]
-        return self.model.decode(volumes, current.finest, current.rig, current_from_ref[None].to(self.device))
+        return self.model.decode([self._lifted[scene, k] for k in queue], current_from_ref[None].to(self.device))
 
-    def _lift(self, scene: str, k: int) -> "Lifted":
+    def _lift(self, scene: str, k: int) -> Lifted:
         """Keyframe `k` alone, in its own ego frame; black where no camera has an image, as in a longer queue."""
         source = self.reader.scene(scene)
         if source.table.camera_valid[k].any():
@@ -165,7 +154,7 @@ class Predictor:
             arrays = queue_poses(source.table, k, 1)
             shape = (*arrays["camera_valid"].shape, 3, *self.reader.attributes.network_size)
             arrays["images"] = np.zeros(shape, dtype=np.uint8)
-        lifted = Lifted(*self.model.lift(frame_input(arrays, self.device)))
+        lifted = self.model.lift(frame_input(arrays, self.device))
         # Only depth-aware lifting reads the images' finest level again.
         return lifted if self.model.depth_lift is not None else lifted._replace(finest=lifted.finest[..., :0, :0])
 

@@ -94,6 +94,18 @@ class DepthLiftConfig(_Section):
         return self
 
 
+class PixelMotionConfig(_Section):
+    """Motion by image cells that are found again one keyframe earlier (`pixel_motion.py`); not in the paper."""
+
+    cell: int = Field(default=0, ge=0, multiple_of=4)
+    """Edge of a cell, pixels: every cell is compared with all of the earlier image's, so that there should be a few
+    thousand at most. 0: no such thing."""
+    width: int = Field(default=48, gt=0, multiple_of=8)
+    """Channels of the descriptors, and inside."""
+    context: PositiveInt = 6
+    """Channels that a cell tells voxels beside its motion."""
+
+
 class FusionConfig(_Section):
     """Temporal fusion (eqs. 4-6, Algorithm 1) and the other rows of Table 4."""
 
@@ -166,6 +178,7 @@ class ModelConfig(_Section):
     fpn_dim: PositiveInt = 192
     tpv: TPVConfig = TPVConfig()
     depth_lift: DepthLiftConfig = DepthLiftConfig()
+    pixel_motion: PixelMotionConfig = PixelMotionConfig()
     fusion: FusionConfig = FusionConfig()
     refine: RefineConfig = RefineConfig()
     heads: HeadConfig = HeadConfig()
@@ -182,6 +195,13 @@ class ModelConfig(_Section):
         self.grid.build().coarsen(self.tpv.factor)
         if self.fusion.kind not in ("none", "concat") and self.tpv.dim % self.fusion.heads:
             raise ValueError(f"tpv.dim {self.tpv.dim} is not a multiple of fusion.heads {self.fusion.heads}")
+        if self.pixel_motion.cell and not self.depth_lift.bins:
+            raise ValueError("pixel_motion needs a depth per image cell: set depth_lift.bins, or pixel_motion.cell=0")
+        if self.pixel_motion.cell and (self.fusion.kind == "none" or not self.fusion.history):
+            raise ValueError(
+                "pixel_motion compares with the keyframe before: set fusion.history to 1 or more and fusion.kind to "
+                "other than none, or pixel_motion.cell=0"
+            )
         return self
 
     @classmethod

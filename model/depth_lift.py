@@ -74,6 +74,18 @@ class DepthLift(nn.Module):
         self, level: Float[Tensor, "views ch _h _w"], rig: CameraRig
     ) -> tuple[Float[Tensor, "n x y z dim"], PixelDepth]:
         """Features of n frames from the finest level of their cameras (frame-major views), and the depths per cell."""
+        pixel_depth, context = self.head(level, rig)
+        return self.tell(pixel_depth, context, rig)[0], pixel_depth
+
+    def tell(
+        self,
+        pixel_depth: PixelDepth,
+        context: Float[Tensor, "views context _h _w"],
+        rig: CameraRig,
+        carried: Float[Tensor, "views carried _rows _columns"] | None = None,
+    ) -> tuple[Float[Tensor, "n x y z dim"], Float[Tensor, "n x y z carried"] | None]:
+        """Features of n frames from what the head predicts of their cameras; and `carried`, further channels of image
+        cells, as voxels read them: at every depth alike, the mean over the cameras that see them."""
         sight = see_pillars(rig, self.centres[:, None])
         frames, voxels = sight.cameras.shape
         views, rows = sight.query.shape
@@ -82,14 +94,18 @@ class DepthLift(nn.Module):
         depth = transform_points(rig.cam_from_ref.flatten(0, 1), points)[..., 2]
         place = uv / constant((rig.width, rig.height), uv) * 2 - 1
         log_depth = depth.clamp_min(MIN_DEPTH).log()
-        pixel_depth, context = self.head(level, rig)
-        read = self.read(pixel_depth, context, place, log_depth) * sight.seen
-        frame = torch.arange(views, device=level.device) // (views // frames)
+        read = self.read(pixel_depth, context, place, log_depth)
+        told = read.shape[1]
+        if carried is not None:
+            read = torch.cat([read, _at(carried, place)], dim=1)
+        read = read * sight.seen
+        frame = torch.arange(views, device=read.device) // (views // frames)
         flat = (frame[:, None] * voxels + sight.query).flatten()
         total = read.new_zeros(frames * voxels, read.shape[1])
         total = total.index_add(0, flat, read.transpose(1, 2).flatten(0, 1))
-        features = self.project(total / sight.cameras.reshape(-1, 1))
-        return features.unflatten(0, (frames, *self.shape)), pixel_depth
+        total = total / sight.cameras.reshape(-1, 1)
+        features = self.project(total[:, :told]).unflatten(0, (frames, *self.shape))
+        return features, None if carried is None else total[:, told:].unflatten(0, (frames, *self.shape))
 
     def read(
         self,
@@ -103,10 +119,7 @@ class DepthLift(nn.Module):
         bins = pixel_depth.bins
         likelihood = pixel_depth.logits.softmax(dim=1)
         mean = (likelihood * bins.centres(likelihood)[:, None, None]).sum(dim=1, keepdim=True)
-        at_pixel = F.grid_sample(
-            torch.cat([mean, context], dim=1), place[:, :, None],
-            mode="bilinear", padding_mode="border", align_corners=False,
-        )[..., 0]  # fmt: skip
+        at_pixel = _at(torch.cat([mean, context], dim=1), place)
         # A camera's frustum as a box: bins of depth, rows and columns.
         _, count, rows, columns = likelihood.shape
         frustum = VoxelGrid((0.0, -1.0, -1.0), (float(count), 1.0, 1.0), (count, rows, columns))
@@ -121,3 +134,10 @@ class DepthLift(nn.Module):
             metres = surface.exp() - depth.exp()
             told += [(metres / length).tanh() for length in self.metric_m]
         return torch.cat([here, hidden, *told, at_pixel[:, 1:] * here], dim=1)
+
+
+def _at(
+    image: Float[Tensor, "views ch _h _w"], place: Float[Tensor, "views voxels 2"]
+) -> Float[Tensor, "views ch voxels"]:
+    """Bilinear; at the border its own value."""
+    return F.grid_sample(image, place[:, :, None], mode="bilinear", padding_mode="border", align_corners=False)[..., 0]

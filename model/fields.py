@@ -11,6 +11,7 @@ from geometry.grid import VoxelGrid
 from geometry.lookup import look_up, use_compiled
 from geometry.warp import sample_volume
 from model.pixel_depth import PixelDepth
+from model.pixel_motion import PixelMotion
 
 
 class FrameInput(NamedTuple):
@@ -37,13 +38,15 @@ class Fields:
     """Fields at voxel centres in the current ego frame: `sdf` (B, X, Y, Z) in metres, positive in free space, and
     `flow` (B, X, Y, Z, 2): horizontal object motion (vx, vy), ego-motion removed, metres per keyframe interval.
     `pixel_depth`: what the images alone say of depth, where the network has depth-aware lifting. `features`: what was
-    decoded, where the network has a decoder that is asked later (`OccFlow.movable`)."""
+    decoded, where the network has a decoder that is asked later (`OccFlow.movable`). `pixel_motion`: what the images
+    alone say of motion, where the network compares them."""
 
     sdf: Float[Tensor, "b x y z"]
     flow: Float[Tensor, "b x y z 2"]
     grid: VoxelGrid
     pixel_depth: PixelDepth | None = None
     features: Float[Tensor, "b x y z ch"] | None = None
+    pixel_motion: PixelMotion | None = None
 
     def sdf_at(self, points: Float[Tensor, "b *n 3"]) -> Float[Tensor, "b *n"]:
         """Trilinear signed distance, metres, at points in metres; beyond the outermost centres the border's value."""

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from geometry.grid import VoxelGrid
 from model.config import HeadConfig
 
+TOLD_M = 3.0
+"""Metres per interval at which what cells say of motion is about one."""
+
 
 class SDFHead(nn.Module):
     """Two-layer MLP with softplus, added to the field that training starts from."""
@@ -44,14 +47,20 @@ class FlowHead(nn.Module):
 
     Not all that is in a lane is traffic. Features say so by a factor of 0..2 that starts at 1; added to the lane's
     motion alone they would have to know it to take it back from the road, the kerb, a wall.
+
+    What image cells say of motion (`pixel_motion.py`) is told beside the features, and added times a factor of 0..1
+    that starts at a half.
     """
 
     place: Tensor | None
 
-    def __init__(self, config: HeadConfig, channels: int, grid: VoxelGrid) -> None:
+    def __init__(self, config: HeadConfig, channels: int, grid: VoxelGrid, carried: int = 0) -> None:
+        """`carried`: channels that image cells tell, the first two of which are motion in metres per interval."""
         super().__init__()
         self.scale = config.flow_scale
+        channels += carried
         self.mlp = self._mlp(config, channels)
+        self.believed = _even_odds(config, channels) if carried else None
         place = lateral_waves(grid, config.flow_waves) if config.flow_waves else None
         self.register_buffer("place", place, persistent=False)
         self.prior: nn.Sequential | None = None
@@ -67,12 +76,19 @@ class FlowHead(nn.Module):
         nn.init.zeros_(last.bias)
         return nn.Sequential(nn.Linear(channels, config.hidden), nn.ReLU(), last)
 
-    def forward(self, features: Float[Tensor, "b x y z ch"]) -> Float[Tensor, "b x y z 2"]:
+    def forward(
+        self, features: Float[Tensor, "b x y z ch"], carried: Float[Tensor, "b x y z carried"] | None = None
+    ) -> Float[Tensor, "b x y z 2"]:
         """Horizontal object motion (vx, vy), metres per keyframe interval, current ego frame."""
+        if carried is not None:
+            features = torch.cat([features, (carried / TOLD_M).to(features.dtype)], dim=-1)
         flow = self.mlp(features)
         if self.prior is not None and self.applies is not None and self.place is not None:
             flow = flow + 2 * self.applies(features).sigmoid() * self.prior(self.place.to(features.dtype))
-        return flow * self.scale
+        flow = flow * self.scale
+        if self.believed is not None and carried is not None:
+            flow = flow + self.believed(features).sigmoid() * carried[..., :2].to(flow.dtype)
+        return flow
 
 
 class MovableHead(nn.Module):

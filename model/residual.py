@@ -17,9 +17,9 @@ class ResidualBlock2d(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, kernel_size=3, stride=stride, padding=1)
-        self.norm1 = _norm(channels)
+        self.norm1 = group_norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.norm2 = _norm(channels)
+        self.norm2 = group_norm(channels)
         same = stride == 1 and in_channels == channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, channels, kernel_size=1, stride=stride)
 
@@ -39,7 +39,7 @@ class ResidualBackbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         first = config.dims[0]
-        self.stem = nn.Sequential(nn.Conv2d(3, first, kernel_size=3, stride=2, padding=1), _norm(first), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, first, kernel_size=3, stride=2, padding=1), group_norm(first), nn.ReLU())
         self.stages = nn.ModuleList()
         before = first
         for dim, depth in zip(config.dims, config.depths, strict=True):
@@ -58,5 +58,6 @@ class ResidualBackbone(nn.Module):
         return levels
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of GROUP channels."""
     return nn.GroupNorm(max(1, channels // GROUP), channels)

@@ -55,6 +55,20 @@ class TrainConfig(Section):
             raise ValueError(f"rays.strides are (lowest, highest), got {self.rays.strides}")
         if self.loss.pixel_depth and not self.model.depth_lift.bins:
             raise ValueError("loss.pixel_depth needs a network with depth per pixel: set model.depth_lift.bins")
+        if (self.loss.pixel_match or self.loss.pixel_motion) and not self.model.pixel_motion.cell:
+            raise ValueError(
+                "loss.pixel_match and loss.pixel_motion need a network that compares images: set "
+                "model.pixel_motion.cell"
+            )
+        if self.loss.pixel_match and self.data.backward_cue != "prev":
+            raise ValueError(
+                "loss.pixel_match compares with flow to the keyframe before: set data.backward_cue=prev, got "
+                f"{self.data.backward_cue!r}"
+            )
+        if self.loss.pixel_motion and not (self.loss.lifted_flow or self.loss.lifted_still):
+            raise ValueError(
+                "loss.pixel_motion learns from what loss.lifted_flow and lifted_still do: give one a weight"
+            )
         if self.model.heads.movable and not (self.loss.splat and self.splat.movable):
             raise ValueError("model.heads.movable is taught by loss.splat alone: give that a weight, or leave it off")
         if max(self.stage1.image_share, self.stage2.image_share) and not self.loss.pixel_depth:

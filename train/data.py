@@ -19,7 +19,7 @@ from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
 from train.order import EpochOrder
 from train.points import PointCues
 from train.sampler import StepSampler
-from train.selection import Exclusion, compares_backward_flow, marked_frames, needed_cues
+from train.selection import Exclusion, marked_frames, needed_cues, reads_backward_flow
 
 
 class KeyframeDataset(Dataset[Batch]):
@@ -82,7 +82,7 @@ class KeyframeDataset(Dataset[Batch]):
         images = torch.from_numpy(average_blocks(queue["images"][-1], self._factor))
         # Losses compare with flow in the second stage alone; points that are triangulated from it are worked out once.
         next_cue = self._flow(scene, "next", t, valid) if self.stage == 2 and "flow_next" in self._cues else None
-        back_slot = self.config.data.backward_cue if compares_backward_flow(self.config, self.stage) else None
+        back_slot = self.config.data.backward_cue if reads_backward_flow(self.config, self.stage) else None
         further = self._further(scene, t, later, rng) if self.config.data.future_frames else []
         batch = Batch(
             frames=FrameInput(**{key: torch.from_numpy(value) for key, value in queue.items()}),

@@ -21,11 +21,11 @@ from train.losses.dynamic import Motion
 from train.losses.photometric import lowest, photometric_loss
 from train.losses.regularise import hessian
 from train.losses.total import LossTerms, read_back
+from train.motion_terms import add_motion, add_pixel_motion
 from train.rays import beside, draw_ray_grid
 from train.schedule import build_optimiser, rate_factor, set_rates, temperature_bound
 from train.settings import StageConfig
 from train.supervise import (
-    calm_static,
     compare_with,
     eikonal_everywhere,
     everything_free,
@@ -34,12 +34,8 @@ from train.supervise import (
     matter_on_jittered_grid,
     separate_motion,
     smooth_depth,
-    smooth_flow,
-    supervise_flow,
 )
-from train.supervise_instances import supervise_instances
-from train.supervise_lidar import supervise_lifted_flow, supervise_pixel_depth, supervise_ranges, supervise_still
-from train.supervise_splat import supervise_splat
+from train.supervise_lidar import supervise_pixel_depth, supervise_ranges
 from train.watch import Watch
 
 
@@ -80,6 +76,8 @@ class StageModule(pl.LightningModule):
         self.optimiser_state: dict | None = None
         # Where nothing is measured about motion its head would get no gradient at all.
         network.flow_head.requires_grad_(stage == 2)
+        if network.pixel_motion_head is not None:
+            network.pixel_motion_head.requires_grad_(stage == 2)
         if network.movable_head is not None:
             network.movable_head.requires_grad_(stage == 2)
         network.renderer.temperature.freeze(stage == 2 and config.ablation.two_stage)
@@ -99,7 +97,8 @@ class StageModule(pl.LightningModule):
 
         self._add_photometric(terms, cast, motion, batch)
         if self.stage == 2:
-            self._add_motion(terms, fields, cast, motion, batch)
+            splats = self._generator(purpose=2)
+            add_motion(terms, fields, cast, motion, batch, self.network, self.config, splats)
         if batch.return_points is not None:
             self._add_returns(terms, fields, batch, generator)
 
@@ -130,31 +129,6 @@ class StageModule(pl.LightningModule):
             compared=photo.rays, dropped=photo.dropped, stationary=photo.stationary,
         )  # fmt: skip
 
-    def _add_motion(self, terms: LossTerms, fields: Fields, cast: CameraCast, motion: Motion, batch: Batch) -> None:
-        """Optical flow, static and dynamic part (eqs. 9, 11), what else tells motion, and the calm of what stands."""
-        loss = self.config.loss
-        if self.config.ablation.flow_supervision:
-            flow = supervise_flow(cast, batch, motion, self.config)
-            terms.add(
-                "flow", flow.total, loss.flow,
-                static=flow.static_rays, dynamic=flow.dynamic_rays, dropped=flow.dropped, gamma=flow.gamma,
-            )  # fmt: skip
-        if batch.moving_points is not None:
-            lifted, spots = supervise_lifted_flow(fields, batch)
-            terms.add("lifted_flow", lifted, loss.lifted_flow, spots=spots)
-        if batch.still_points is not None:
-            terms.add("lifted_still", supervise_still(fields, batch), loss.lifted_still)
-        if batch.instances is not None and loss.instance_flow:
-            rigid, on_instances = supervise_instances(cast, batch)
-            terms.add("instance_flow", rigid, loss.instance_flow, instances=on_instances)
-        if loss.splat:
-            splats = supervise_splat(fields, self.network, batch, cast, self.config, self._generator(purpose=2))
-            for name, (value, weight) in splats.values.items():
-                terms.add(f"splat_{name}", value, loss.splat * weight)
-            terms.counts |= {f"splat_{name}": count for name, count in splats.counts.items()}
-        terms.add("dreg", calm_static(cast, motion, loss), loss.dreg)
-        terms.add("smooth_flow", smooth_flow(cast), loss.smooth_flow)
-
     def _add_returns(self, terms: LossTerms, fields: Fields, batch: Batch, generator: torch.Generator) -> None:
         """Rays to returns, cast from where they were measured."""
         loss, far = self.config.loss, self.config.rays.far_sample
@@ -170,7 +144,11 @@ class StageModule(pl.LightningModule):
 
     def _image_step(self, batch: Batch, terms: LossTerms) -> Float[Tensor, ""]:
         """A step of a stage's first part: what the current images alone say of depth, without a volume."""
-        predicted = self.network.pixel_depth(batch.frames)
+        if self.stage == 2 and self.network.pixel_motion_head is not None:
+            predicted, motion = self.network.pixel_motion(batch.frames)
+            add_pixel_motion(terms, motion, batch, self.config)
+        else:
+            predicted = self.network.pixel_depth(batch.frames)
         terms.add("pixel_depth", supervise_pixel_depth(predicted, batch), self.config.loss.pixel_depth)
         total = terms.total()
         self._record(terms, total)

@@ -45,6 +45,8 @@ def part_rate(name: str, stage: StageConfig, optimiser: OptimiserConfig) -> floa
         return optimiser.lr * stage.geometry_rate
     if part == "flow_head":
         return optimiser.lr * optimiser.flow_rate
+    if part == "pixel_motion_head":
+        return optimiser.lr * optimiser.motion_rate
     if part == "renderer":
         return optimiser.lr * optimiser.temperature_rate
     return optimiser.lr

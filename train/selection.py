@@ -59,14 +59,15 @@ def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
         cues.append("flow_next")
         if switches.dynamic_disentanglement:
             cues.append("masks")
-        if compares_backward_flow(config, stage):
+        if reads_backward_flow(config, stage):
             cues.append(f"flow_{config.data.backward_cue}")
     return tuple(dict.fromkeys(cues))
 
 
-def compares_backward_flow(config: TrainConfig, stage: int) -> bool:
+def reads_backward_flow(config: TrainConfig, stage: int) -> bool:
     """Whether a loss of the stage compares with the backward flow cue. Triangulation may read that cue all the same."""
-    return stage == 2 and config.ablation.flow_supervision and config.ablation.backward_static_flow
+    wanted = config.ablation.backward_static_flow or config.loss.pixel_match > 0
+    return stage == 2 and config.ablation.flow_supervision and wanted
 
 
 def triangulation_cues(config: TrainConfig) -> tuple[str, ...]:

@@ -162,6 +162,12 @@ class LossConfig(Section):
     rendering, and in a long run the way of the rays fills up."""
     pixel_depth: NonNegativeFloat = 0.0
     """Cross-entropy of each image cell's depth under the returns that fall into it; needs `model.depth_lift`."""
+    pixel_match: NonNegativeFloat = 0.0
+    """Second stage: cross-entropy of where each image cell was one keyframe earlier, by the backward flow cue
+    (`data.backward_cue: prev`); needs `model.pixel_motion`."""
+    pixel_motion: NonNegativeFloat = 0.0
+    """Second stage: `lifted_flow` and `lifted_still`, each by its weight, of the motion that image cells say; needs
+    `model.pixel_motion` and one of the two."""
     splat: NonNegativeFloat = 0.0
     """Second stage: all terms of VoxelSplat's loss (section `splat`). Needs masks."""
     eikonal: NonNegativeFloat = 0.1
@@ -220,6 +226,8 @@ class OptimiserConfig(Section):
     temperature_rate: NonNegativeFloat = 1.0
     flow_rate: PositiveFloat = 1.0
     """Of `lr`, for the flow decoder."""
+    motion_rate: PositiveFloat = 1.0
+    """Of `lr`, for what compares images (`model.pixel_motion`)."""
     ema: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Decay of a moving average of the weights, such as 0.999, kept as `stage<n>/ema` beside them; None: no average."""
     max_skipped: PositiveInt = 20
@@ -242,7 +250,8 @@ class StageConfig(Section):
     """Rate of temporal fusion, refine module and SDF head."""
     lr_scale: PositiveFloat = 1.0
     image_share: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """This first part of the stage trains the image side alone, on `loss.pixel_depth`: without a volume and without
+    """This first part of the stage trains the image side alone, on `loss.pixel_depth`, and in the second stage on
+    `loss.pixel_match` and `loss.pixel_motion`: without a volume and without
     rays a step costs a tenth, and depth that images give away is learned from many more of them. A camera-only run
     has no such part unless it triangulates its returns (`rays.triangulated`)."""
     mirrored: float = Field(default=0.0, ge=0.0, le=1.0)

@@ -178,7 +178,8 @@ def supervise_flow(cast: CameraCast, batch: Batch, motion: Motion, config: Train
             still, good = flow_errors(cast, batch.flow_next, motion.static, moved=False, detach=False)
             errors, static, dynamic = errors + [still], static + [good], dynamic + [torch.zeros_like(good)]
             targets.append(batch.flow_next)
-    if batch.flow_back is not None:
+    # The sample may have the cue for another loss's sake.
+    if batch.flow_back is not None and switches.backward_static_flow:
         rays = cast.usable if free else motion.static
         still, good = flow_errors(cast, batch.flow_back, rays, moved=free and cast.flow is not None, detach=False)
         errors, static, dynamic = errors + [still], static + [good], dynamic + [torch.zeros_like(good)]

@@ -4,11 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from eval.predict import Predictor
-from model.config import BackboneConfig, DepthLiftConfig, FusionConfig, GridConfig, ModelConfig, RefineConfig, TPVConfig
+from model.config import (
+    BackboneConfig,
+    DepthLiftConfig,
+    FusionConfig,
+    GridConfig,
+    ModelConfig,
+    PixelMotionConfig,
+    RefineConfig,
+    TPVConfig,
+)
 from model.fields import FrameInput
+from model.lifted import Lifted
 from model.network import OccFlow
 from storage.reader import StoreReader
 
@@ -27,7 +36,7 @@ class Counting(OccFlow):
 
     encoded = 0
 
-    def lift(self, frames: FrameInput) -> tuple[Tensor, Tensor, object]:  # type: ignore[override]
+    def lift(self, frames: FrameInput) -> Lifted:
         self.encoded += frames.images.shape[0] * frames.images.shape[1]
         return super().lift(frames)
 
@@ -48,9 +57,10 @@ def store(tmp_path: Path, make_log: type) -> Path:
     return log.write(tmp_path / "store.zarr")
 
 
-@pytest.mark.parametrize("bins", [0, 8])
-def test_fields_are_those_of_whole_queues_and_every_keyframe_is_encoded_once(store: Path, bins: int) -> None:
-    model = network(CONFIG.model_copy(update={"depth_lift": DepthLiftConfig(bins=bins, context=2)}))
+@pytest.mark.parametrize(("bins", "cell"), [(0, 0), (8, 0), (8, 8)])
+def test_fields_are_those_of_whole_queues_and_every_keyframe_is_encoded_once(store: Path, bins: int, cell: int) -> None:
+    parts = {"depth_lift": DepthLiftConfig(bins=bins, context=2), "pixel_motion": PixelMotionConfig(cell=cell, width=8)}
+    model = network(CONFIG.model_copy(update=parts))
     reusing, plain = Predictor(model, StoreReader(store)), Predictor(model, StoreReader(store), reuse=False)
     expected = [plain.fields("a", t) for t in range(6)]
     assert model.encoded == 6 * 3

@@ -13,6 +13,7 @@ from model.config import (
     GridConfig,
     HeadConfig,
     ModelConfig,
+    PixelMotionConfig,
     RefineConfig,
     RenderConfig,
     TPVConfig,
@@ -44,7 +45,8 @@ def tiny_config(request: pytest.FixtureRequest) -> ModelConfig:
     if request.param == "paper":
         return config
     backbone = config.backbone.model_copy(update={"kind": "residual", "dims": (8, 8, 8, 8)})
-    return config.model_copy(update={"backbone": backbone, "depth_lift": DepthLiftConfig(bins=8, context=2)})
+    lift, motion = DepthLiftConfig(bins=8, context=2), PixelMotionConfig(cell=4, width=8, context=2)
+    return config.model_copy(update={"backbone": backbone, "depth_lift": lift, "pixel_motion": motion})
 
 
 @pytest.fixture

@@ -1,0 +1,224 @@
+"""What moves, by the images alone: where each cell's surface was in the image of the keyframe before, and how far that
+is from where it would have been had it stood still."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from geometry.cameras import MIN_DEPTH, camera_directions, project, unproject
+from geometry.constants import constant
+from geometry.transforms import invert, transform_points
+from model.backbone import LayerNorm2d
+from model.config import PixelMotionConfig
+from model.pixel_depth import PixelDepth
+from model.residual import ResidualBlock2d, group_norm
+from model.visibility import CameraRig
+
+FASTEST_M = 12.0
+"""Metres per interval; what cells measure beyond is a wrong match and counts as this."""
+NEAR = 2
+"""Cells around the best match, on either side, whose mean is where the surface was."""
+_TOLD = 15
+"""Numbers that a cell's motion is decoded from, besides what its image shows."""
+
+
+class DepthMap(NamedTuple):
+    """What cells say of their depth, without a gradient: mean and standard deviation of its logarithm."""
+
+    mean: Float[Tensor, "views h w"]
+    spread: Float[Tensor, "views h w"]
+
+    @classmethod
+    def of(cls, predicted: PixelDepth, size: tuple[int, int]) -> "DepthMap":
+        """The distributions of an image level, at `size` (rows, columns)."""
+        likelihood = predicted.logits.detach().softmax(dim=1)
+        bins = predicted.bins.centres(likelihood)[:, None, None]
+        mean = (likelihood * bins).sum(dim=1, keepdim=True)
+        spread = (likelihood * (bins - mean).square()).sum(dim=1, keepdim=True).sqrt()
+        return cls(*(F.adaptive_avg_pool2d(x, size)[:, 0] for x in (mean, spread)))
+
+
+class PixelMotion(NamedTuple):
+    """What the cells of n x cameras images (one axis, frame-major) say of motion.
+
+    motion: horizontal (vx, vy), metres per keyframe interval, current ego frame, ego-motion removed. match: logits of
+    where in the earlier image, row by row, the cell's surface was; total: their logsumexp. context: channels that
+    voxels read beside motion.
+    """
+
+    motion: Float[Tensor, "views 2 h w"]
+    match: Float[Tensor, "views cells cells"]
+    total: Float[Tensor, "views cells"]
+    context: Float[Tensor, "views context h w"]
+
+
+class Look(NamedTuple):
+    """A keyframe as its images show it: descriptors of its cells, their depths, and the cameras."""
+
+    descriptors: Float[Tensor, "views width h w"]
+    depth: DepthMap
+    rig: CameraRig
+
+
+class PixelMotionHead(nn.Module):
+    """Matches each cell of the current images with those of the same camera's image one keyframe earlier, and decodes
+    motion from what that tells.
+
+    - A cell's descriptor comes from a small convolution of the image, and from its features.
+    - Where it was: a softmax over all cells of the earlier image, of the descriptors' products and of how far a cell is
+      from where the surface would have been without motion (a normal distribution whose widths are learned).
+    - How it moved: the surface's place now less its place then, each by its own image's depth. Errors that both depths
+      share cancel. A residual block decides from that and from what is known of its error.
+
+    Volumes that were fused tell little of how things moved: what a thing looks like is not in them, and a cell of the
+    fusion is as large as half a second's motion. Not in the paper; off (`cell: 0`) at its sizes.
+
+    No gradient leaves it: depth and image features are learned by what else asks for them.
+    """
+
+    def __init__(self, config: PixelMotionConfig, feature_dim: int) -> None:
+        super().__init__()
+        self.pool = config.cell // 4
+        self.width = width = config.width
+        half = max(8, width * 2 // 3 // 8 * 8)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, half, kernel_size=5, stride=2, padding=2), group_norm(half), nn.ReLU(),
+            nn.Conv2d(half, width, kernel_size=3, stride=2, padding=1), group_norm(width), nn.ReLU(),
+        )  # fmt: skip
+        self.norm = LayerNorm2d(feature_dim)
+        self.features = nn.Conv2d(feature_dim, width, kernel_size=3, padding=1)
+        self.blocks = nn.Sequential(ResidualBlock2d(width, width, 1), ResidualBlock2d(width, width, 1))
+        self.describe_cells = nn.Conv2d(width, width, kernel_size=1)
+        # Widths of the normal distribution along a row and along a column, cells; logarithms.
+        self.reach = nn.Parameter(torch.tensor([1.5, 1.0], device="cpu"))
+        self.sharpness = nn.Parameter(torch.zeros((), device="cpu"))
+        outputs = nn.Conv2d(width, 3 + config.context, kernel_size=1)
+        nn.init.normal_(outputs.weight, std=0.01)
+        assert outputs.bias is not None
+        nn.init.zeros_(outputs.bias)
+        self.decode = nn.Sequential(
+            nn.Conv2d(width + _TOLD, width, kernel_size=3, padding=1),
+            ResidualBlock2d(width, width, 1),
+            ResidualBlock2d(width, width, 1),
+            outputs,
+        )
+
+    def describe(
+        self, images: Float[Tensor, "views 3 _height _width"], level: Float[Tensor, "views ch _h _w"]
+    ) -> Float[Tensor, "views width h w"]:
+        """Descriptors of the cells of normalised images, whose finest level is `level`."""
+        seen = self.stem(images) + self.features(self.norm(level.detach()))
+        if self.pool > 1:
+            seen = F.avg_pool2d(seen, self.pool, ceil_mode=True, count_include_pad=False)
+        return self.describe_cells(self.blocks(seen))
+
+    def forward(self, now: Look, then: Look, now_from_then: Float[Tensor, "n 4 4"]) -> PixelMotion:
+        """Motion of the cells of `now`; `now_from_then` takes the earlier ego frame to the current one.
+
+        Where both are one keyframe, at the start of a log, or the earlier image is missing, nothing can be seen: the
+        cells are told so.
+        """
+        cameras = now.rig.K.shape[1]
+        height, width = now.depth.mean.shape[-2:]
+        cells = cell_centres(now.rig, (height, width), now.depth.mean)
+        ego_from_cam = invert(now.rig.cam_from_ref.flatten(0, 1))
+        then_cam_from_now = then.rig.cam_from_ref @ invert(now_from_then)[:, None]
+        then_cam_from_now = then_cam_from_now.flatten(0, 1)
+        now_K, then_K = (look.rig.K.flatten(0, 1) for look in (now, then))
+        directions = camera_directions(now_K, cells)
+        depth = now.depth.mean.flatten(1).exp()
+        surface = transform_points(ego_from_cam, directions * depth[..., None])
+        landing, landing_depth, _ = project(then_K, transform_points(then_cam_from_now, surface))
+        landing = in_cells(landing, then.rig, (height, width))
+
+        match = self.match(now.descriptors, then.descriptors, landing)
+        total = match.logsumexp(dim=-1)
+        place, share, peak = best_match(match, total, (height, width))
+        at = (place.detach() / constant((width, height), place) * 2 - 1)[:, None]
+        there = F.grid_sample(then.depth.mean[:, None], at, padding_mode="border", align_corners=False)[:, 0, 0]
+        pixels = place * constant((then.rig.width / width, then.rig.height / height), place)
+        before = transform_points(invert(then_cam_from_now), unproject(then_K, pixels, there.exp()))
+        measured = (surface - before)[..., :2].clamp(-FASTEST_M, FASTEST_M)
+
+        same = (now_from_then == torch.eye(4, dtype=depth.dtype, device=depth.device)).flatten(1).all(dim=1)
+        unknown = (same.repeat_interleave(cameras) | ~then.rig.valid.flatten())[:, None].expand_as(depth)
+        along = transform_points(ego_from_cam, directions) - ego_from_cam[:, None, :3, 3]
+        along = along / torch.linalg.vector_norm(along, dim=-1, keepdim=True)
+        deeper = there - landing_depth.clamp_min(MIN_DEPTH).log()
+        told = torch.cat(
+            [
+                (measured / 2).tanh(), (measured / 8).tanh(), ((place - landing) / 2).tanh(), along,
+                torch.stack([share, peak, (5 * deeper).tanh(), unknown.to(depth)], dim=-1),
+                torch.stack([now.depth.mean.flatten(1) - 2.5, 3 * now.depth.spread.flatten(1)], dim=-1),
+            ], dim=-1,
+        )  # fmt: skip
+        told = told.transpose(1, 2).unflatten(2, (height, width)).to(now.descriptors.dtype)
+        decoded = self.decode(torch.cat([now.descriptors, told], dim=1)).float()
+        measured = measured.transpose(1, 2).unflatten(2, (height, width))
+        motion = decoded[:, :2] + decoded[:, 2:3].sigmoid() * measured
+        return PixelMotion(motion, match, total, decoded[:, 3:])
+
+    def match(
+        self,
+        now: Float[Tensor, "views width h w"],
+        then: Float[Tensor, "views width h w"],
+        landing: Float[Tensor, "views cells 2"],
+    ) -> Float[Tensor, "views cells cells"]:
+        """Logits over the earlier image's cells; `landing` is where each surface would be without motion, cells."""
+        height, width = then.shape[-2:]
+        # Under autocast products would be rounded to 8 bits, and places with them.
+        with torch.autocast(now.device.type, enabled=False):
+            told = now.flatten(2).transpose(1, 2).float() * (self.sharpness.exp() / self.width**0.5)
+            alike = (told @ then.flatten(2).float()).unflatten(-1, (height, width))
+        rows, columns = (torch.arange(n, device=then.device) + 0.5 for n in (height, width))
+        # Beyond the image by its own size nothing is nearer than anything else.
+        limits = constant((2 * width, 2 * height), landing)
+        x, y = landing.clamp(-limits, limits).unbind(dim=-1)
+        along = ((x[..., None] - columns) / self.reach[0].exp()).square() / -2
+        down = ((y[..., None] - rows) / self.reach[1].exp()).square() / -2
+        return (alike + along[..., None, :] + down[..., :, None]).flatten(2)
+
+
+def cell_centres(rig: CameraRig, size: tuple[int, int], like: Tensor) -> Float[Tensor, "1 cells 2"]:
+    """Pixels (u, v) in the middle of each of `size` (rows, columns) cells that images are cut into, row by row."""
+    rows, columns = size
+    v = (torch.arange(rows, device=like.device) + 0.5) * (rig.height / rows)
+    u = (torch.arange(columns, device=like.device) + 0.5) * (rig.width / columns)
+    vv, uu = torch.meshgrid(v, u, indexing="ij")
+    return torch.stack([uu, vv], dim=-1).reshape(1, -1, 2).to(like)
+
+
+def in_cells(uv: Float[Tensor, "views n 2"], rig: CameraRig, size: tuple[int, int]) -> Float[Tensor, "views n 2"]:
+    """Pixels to cells (column, row): cell i covers [i, i+1)."""
+    rows, columns = size
+    return uv * constant((columns / rig.width, rows / rig.height), uv)
+
+
+def best_match(
+    logits: Float[Tensor, "views cells there"], total: Float[Tensor, "views cells"], size: tuple[int, int]
+) -> tuple[Float[Tensor, "views cells 2"], Float[Tensor, "views cells"], Float[Tensor, "views cells"]]:
+    """Where each cell was, between cells: the mean of the distribution within NEAR cells of its highest one.
+
+    Args:
+        total: logsumexp of the logits.
+
+    Returns:
+        place (column, row) in cells; the distribution's share within that window, and in its middle.
+    """
+    rows, columns = size
+    total = total[..., None]
+    best = logits.detach().argmax(dim=-1, keepdim=True)
+    steps = torch.arange(-NEAR, NEAR + 1, device=logits.device)
+    row, column = best // columns + steps, best % columns + steps
+    inside = ((row >= 0) & (row < rows))[..., :, None] & ((column >= 0) & (column < columns))[..., None, :]
+    cell = row.clamp(0, rows - 1)[..., :, None] * columns + column.clamp(0, columns - 1)[..., None, :]
+    # Of all the cells only those of the window are kept for the gradient.
+    window = (logits.gather(-1, cell.flatten(-2)) - total).exp().unflatten(-1, (len(steps), len(steps))) * inside
+    by_row, by_column = window.sum(dim=-1), window.sum(dim=-2)
+    share = by_row.sum(dim=-1)
+    x = (by_column * (column + 0.5)).sum(dim=-1) / share
+    y = (by_row * (row + 0.5)).sum(dim=-1) / share
+    return torch.stack([x, y], dim=-1), share, window[..., NEAR, NEAR]

@@ -1,0 +1,271 @@
+"""Motion by image cells: matches by hand, the geometry of a moving wall, and what nothing can be said of."""
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from geometry.grid import VoxelGrid
+from model.config import DepthLiftConfig, FusionConfig, HeadConfig, ModelConfig, PixelMotionConfig
+from model.depth_lift import DepthLift
+from model.heads import FlowHead
+from model.network import OccFlow
+from model.pixel_depth import DepthBins, PixelDepth
+from model.pixel_motion import FASTEST_M, DepthMap, Look, PixelMotionHead, best_match, cell_centres
+from model.visibility import CameraRig
+
+HEIGHT, WIDTH, FOCAL = 16, 48, 40.0
+ROWS, COLUMNS = 4, 12
+SIZE = (ROWS, COLUMNS)
+FORWARD = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+
+
+def rig(*valid: bool) -> CameraRig:
+    """Cameras 1.5 m above the ego origin that look along x."""
+    pose = torch.eye(4)
+    pose[:3, :3], pose[2, 3] = FORWARD, 1.5
+    K = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1.0]])
+    count = len(valid)
+    K, pose = K.repeat(1, count, 1, 1), pose.repeat(1, count, 1, 1)
+    return CameraRig.build(K, pose, torch.tensor([valid]), (HEIGHT, WIDTH))
+
+
+def wall(depth: float, views: int = 1) -> DepthMap:
+    """Every cell is sure of one depth."""
+    return DepthMap(torch.full((views, *SIZE), math.log(depth)), torch.zeros(views, *SIZE))
+
+
+def moved(x: float = 0.0, y: float = 0.0) -> Tensor:
+    """now_from_then of a car that drove (x, y) metres."""
+    pose = torch.eye(4)[None].clone()
+    pose[0, 0, 3], pose[0, 1, 3] = -x, -y
+    return pose
+
+
+class Believing(nn.Module):
+    """Decodes to nothing but full belief in what was measured."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros(len(x), 5, *x.shape[-2:])
+        out[:, 2] = 50.0
+        return out
+
+
+def head(width: int = 8) -> PixelMotionHead:
+    return PixelMotionHead(PixelMotionConfig(cell=4, width=width, context=2), feature_dim=8)
+
+
+def believing(then_cells: Tensor) -> PixelMotionHead:
+    """A head that finds cell i again at `then_cells` (cells, 2), column and row, and believes it."""
+    module = head()
+    module.decode = Believing()  # type: ignore[assignment]
+    columns, rows = torch.arange(COLUMNS) + 0.5, torch.arange(ROWS) + 0.5
+    x, y = then_cells[:, 0, None], then_cells[:, 1, None]
+    far = ((x - columns) ** 2)[:, None, :] + ((y - rows) ** 2)[:, :, None]
+    module.match = lambda now, then, landing: (-far / 2 / 0.6**2).flatten(1)[None].expand(len(now), -1, -1)  # type: ignore[method-assign]
+    return module
+
+
+def cells() -> Tensor:
+    """Column and row of every cell's middle."""
+    y, x = torch.meshgrid(torch.arange(ROWS) + 0.5, torch.arange(COLUMNS) + 0.5, indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def look(depth: float, *valid: bool) -> Look:
+    valid = valid or (True,)
+    return Look(torch.zeros(len(valid), 8, *SIZE), wall(depth, len(valid)), rig(*valid))
+
+
+def inner(motion: Tensor) -> Tensor:
+    """Of (views, 2, rows, columns) what lies away from the borders, where the window of the match is cut."""
+    return motion[:, :, 1:-1, 3:-3].flatten(2)
+
+
+def test_the_best_match_by_hand() -> None:
+    logits = torch.full((1, 3, ROWS * COLUMNS), -60.0)
+    logits[0, 0, 1 * COLUMNS + 5] = 0.0  # one cell alone
+    logits[0, 1, 1 * COLUMNS + 5] = logits[0, 1, 1 * COLUMNS + 6] = 0.0  # two side by side
+    logits[0, 2, 0] = 0.0  # the corner, and as likely as half of it a cell far away, which does not pull
+    logits[0, 2, -1] = -math.log(2)
+    place, share, peak = best_match(logits, logits.logsumexp(-1), SIZE)
+    assert torch.allclose(place[0], torch.tensor([[5.5, 1.5], [6.0, 1.5], [0.5, 0.5]]), atol=1e-5)
+    assert torch.allclose(share[0], torch.tensor([1.0, 1.0, 2 / 3]), atol=1e-5)
+    assert torch.allclose(peak[0], torch.tensor([1.0, 0.5, 2 / 3]), atol=1e-5)
+
+
+def test_the_window_against_a_slow_version() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(2, 7, ROWS * COLUMNS, dtype=torch.float64) * 2
+    place, share, _ = best_match(logits, logits.logsumexp(-1), SIZE)
+    likelihood = logits.softmax(-1)
+    for view in range(2):
+        for cell in range(7):
+            best = int(likelihood[view, cell].argmax())
+            total, x, y = 0.0, 0.0, 0.0
+            for k, p in enumerate(likelihood[view, cell].tolist()):
+                if abs(k // COLUMNS - best // COLUMNS) <= 2 and abs(k % COLUMNS - best % COLUMNS) <= 2:
+                    total, x, y = total + p, x + p * (k % COLUMNS + 0.5), y + p * (k // COLUMNS + 0.5)
+            assert share[view, cell].item() == pytest.approx(total)
+            assert place[view, cell].tolist() == pytest.approx([x / total, y / total])
+
+
+def test_without_descriptors_a_surface_is_where_it_would_be_had_it_stood_still() -> None:
+    """A wall 10 m away, the car 2 m nearer than before: the picture was smaller by 10 / 12."""
+    module = head()
+    module.decode = Believing()  # type: ignore[assignment]
+    with torch.no_grad():
+        module.reach.fill_(-0.5)
+    found = module(look(10.0), look(12.0), moved(x=2.0))
+    place, _, _ = best_match(found.match, found.total, SIZE)
+    middle = torch.tensor([COLUMNS / 2, ROWS / 2])
+    away = (cells()[:, 1] > 1) & (cells()[:, 1] < ROWS - 1) & (cells()[:, 0] > 1) & (cells()[:, 0] < COLUMNS - 1)
+    assert torch.allclose(place[0][away], (middle + (cells() - middle) * 10 / 12)[away], atol=0.1)
+    assert inner(found.motion).abs().max() < 0.12
+
+
+def test_a_wall_that_moved_aside() -> None:
+    """It is found again 0.75 cells to the left of where it is now: at 10 m that is 0.75 m, and it came from the left
+    (y is left), so it moves by -0.75 m along y."""
+    found = believing(cells() - torch.tensor([0.75, 0.0]))(look(10.0), look(10.0), moved(y=0.001))
+    assert torch.allclose(inner(found.motion)[0, 1], torch.tensor(-0.75), atol=0.02)
+    assert inner(found.motion)[0, 0].abs().max() < 1e-4
+
+
+def test_a_wall_that_came_nearer() -> None:
+    """12 m away then, 10 m now, and the car stood (but for a millimetre): it moves by -2 m along x."""
+    middle = torch.tensor([COLUMNS / 2, ROWS / 2])
+    found = believing(middle + (cells() - middle) * 10 / 12)(look(10.0), look(12.0), moved(x=0.001))
+    assert torch.allclose(inner(found.motion)[0, 0], torch.tensor(-2.0), atol=2e-3)
+    assert inner(found.motion)[0, 1].abs().max() < 0.05
+
+
+def test_errors_that_both_depths_share_cancel() -> None:
+    """Both depths a tenth too large: motion along the view is off by a tenth, not by the metre that the place is."""
+    middle = torch.tensor([COLUMNS / 2, ROWS / 2])
+    found = believing(middle + (cells() - middle) * 10 / 12)(look(11.0), look(13.2), moved(x=0.001))
+    assert torch.allclose(inner(found.motion)[0, 0], torch.tensor(-2.2), atol=2e-3)
+
+
+def test_a_wrong_match_counts_as_no_more_than_the_fastest() -> None:
+    found = believing(cells())(look(50.0), look(2.0), moved(x=0.001))
+    assert found.motion.abs().max() <= FASTEST_M
+
+
+def test_what_has_no_image_before_is_told_so() -> None:
+    """At the start of a log the keyframe stands in for the one before; a camera may have had no image. Both is told in
+    the same channel, and nothing is NaN."""
+    module, told = head(), []
+    module.decode[0].register_forward_hook(lambda _, inputs, __: told.append(inputs[0]))
+    module(look(10.0, True, True), look(10.0, True, False), moved(x=1.0))
+    module(look(10.0, True, True), look(10.0, True, True), moved())
+    unknown = [channels[:, -3].mean(dim=(1, 2)).tolist() for channels in told]
+    assert unknown == [[0.0, 1.0], [1.0, 1.0]]
+    assert all(torch.isfinite(channels).all() for channels in told)
+
+
+def test_hostile_depths_and_poses_stay_finite() -> None:
+    """Surfaces that were behind the earlier camera, and places far outside of its image."""
+    module = head()
+    for pose in (moved(x=-100.0), moved(x=100.0), moved(y=1e4)):
+        found = module(look(10.0), look(10.0), pose)
+        found.motion.sum().backward()
+        assert all(torch.isfinite(x).all() for x in found)
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+def test_no_gradient_leaves_it() -> None:
+    module = head()
+    level = torch.randn(1, 8, ROWS, COLUMNS, requires_grad=True)
+    logits = torch.randn(1, 8, ROWS, COLUMNS, requires_grad=True)
+    depth = DepthMap.of(PixelDepth(logits, DepthBins(0.0, 3.0, 8)), SIZE)
+    described = module.describe(torch.randn(1, 3, HEIGHT, WIDTH), level)
+    found = module(Look(described, depth, rig(True)), Look(described.detach(), depth, rig(True)), moved(x=1.0))
+    (found.motion.sum() + found.match.sum() + found.context.sum()).backward()
+    assert level.grad is None
+    assert logits.grad is None
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in module.named_parameters() if "bias" not in n)
+
+
+@pytest.mark.parametrize(("cell", "size"), [(4, (4, 12)), (8, (2, 6)), (16, (1, 3))])
+def test_larger_cells(cell: int, size: tuple[int, int]) -> None:
+    module = PixelMotionHead(PixelMotionConfig(cell=cell, width=8), feature_dim=8)
+    level = torch.randn(1, 8, ROWS, COLUMNS)
+    described = module.describe(torch.randn(1, 3, HEIGHT, WIDTH), level)
+    assert described.shape[-2:] == size
+    depth = DepthMap.of(PixelDepth(torch.randn(1, 8, ROWS, COLUMNS), DepthBins(0.0, 3.0, 8)), size)
+    found = module(Look(described, depth, rig(True)), Look(described, depth, rig(True)), moved(x=1.0))
+    assert found.motion.shape == (1, 2, *size)
+    assert found.match.shape == (1, size[0] * size[1], size[0] * size[1])
+    assert cell_centres(rig(True), size, level)[0, 0].tolist() == [WIDTH / size[1] / 2, HEIGHT / size[0] / 2]
+
+
+def test_depths_of_cells_by_hand() -> None:
+    """Even odds of 1 m and e^2 m: mean 1, deviation 1; averaged over the pixels of a cell."""
+    logits = torch.full((1, 3, 2, 4), -50.0)
+    logits[:, 0] = logits[:, 2] = 0.0
+    mean, spread = DepthMap.of(PixelDepth(logits, DepthBins(0.0, 2.0, 3)), (1, 2))
+    assert torch.allclose(mean, torch.ones(1, 1, 2))
+    assert torch.allclose(spread, torch.ones(1, 1, 2))
+
+
+def test_voxels_read_what_their_cells_carry() -> None:
+    """At every depth alike, the mean over the cameras that see a voxel, zero where none does."""
+    grid = VoxelGrid((-8.0, -4.0, 0.5), (20.0, 4.0, 2.5), (28, 8, 2))
+    module = DepthLift(DepthLiftConfig(bins=8, context=2), feature_dim=8, dim=6, grid=grid)
+    predicted, context = PixelDepth(torch.randn(2, 8, *SIZE), module.head.bins), torch.randn(2, 2, *SIZE)
+    carried = torch.tensor([[1.0, -3.0], [2.0, 5.0]])[:, :, None, None].expand(-1, -1, *SIZE)
+    features, read = module.tell(predicted, context, rig(True, True), carried)
+    assert read is not None
+    assert torch.allclose(read[0, 12:, 3:5], torch.tensor([1.5, 1.0]), atol=1e-5)
+    assert read[0, :8].abs().max() == 0
+    torch.testing.assert_close(features, module.tell(predicted, context, rig(True, True))[0])
+    alone = module.tell(predicted, context, rig(True, False), carried)[1]
+    assert alone is not None
+    assert torch.allclose(alone[0, 12:, 3:5], torch.tensor([1.0, -3.0]), atol=1e-5)
+
+
+def test_the_flow_decoder_believes_half_of_it_at_first() -> None:
+    grid = VoxelGrid((0.0, 0.0, 0.0), (2.0, 2.0, 2.0), (2, 2, 2))
+    decoder = FlowHead(HeadConfig(hidden=8, flow_init_std=1e-12), 4, grid, carried=3)
+    features, carried = torch.randn(1, 2, 2, 2, 4), torch.randn(1, 2, 2, 2, 3)
+    assert torch.allclose(decoder(features, carried), carried[..., :2] / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("tiny_config", ["from_nothing"], indirect=True)
+def test_history_decides_motion_and_nothing_else(tiny_config: ModelConfig, tiny_frames: object) -> None:
+    """The earlier images change what cells say of motion, the first of three does not; depth stays what it is."""
+    network = OccFlow(tiny_config).eval()
+    with torch.no_grad():
+        before = network(tiny_frames)
+        for place, changes in ((1, True), (0, False)):
+            images = tiny_frames.images.clone()  # type: ignore[attr-defined]
+            images[:, place] = 255 - images[:, place]
+            after = network(tiny_frames._replace(images=images))  # type: ignore[attr-defined]
+            assert torch.equal(before.pixel_depth.logits, after.pixel_depth.logits)
+            assert torch.equal(before.pixel_motion.match, after.pixel_motion.match) != changes
+        alone = network.pixel_motion(tiny_frames)
+    torch.testing.assert_close(alone[0].logits, before.pixel_depth.logits)
+    torch.testing.assert_close(alone[1].motion, before.pixel_motion.motion)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"pixel_motion": {"cell": 4}}, "depth_lift.bins"),
+        ({"pixel_motion": {"cell": 4}, "depth_lift": {"bins": 8}, "fusion": {"history": 0}}, "fusion.history"),
+        ({"pixel_motion": {"cell": 4}, "depth_lift": {"bins": 8}, "fusion": {"kind": "none"}}, "fusion.kind"),
+        ({"pixel_motion": {"cell": 6}}, "multiple of 4"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(changes: dict, named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        ModelConfig.model_validate(changes)
+
+
+def test_a_network_without_it_says_so(tiny_frames: object) -> None:
+    network = OccFlow(ModelConfig.demo().model_copy(update={"fusion": FusionConfig(heads=4, points=1)}))
+    with pytest.raises(ValueError, match=r"model\.pixel_motion\.cell"):
+        network.pixel_motion(tiny_frames)  # type: ignore[arg-type]

@@ -1,0 +1,100 @@
+"""What image cells say of motion, measured against the flow cue and against motion that was lifted from it."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from geometry.cameras import in_image, project
+from geometry.transforms import invert, transform_points
+from model.pixel_motion import PixelMotion, cell_centres, in_cells
+from model.visibility import CameraRig
+from storage.schema import FLOW_SCALE
+from train.batch import Batch
+from train.losses.averages import masked_mean
+from train.losses.pixel_motion import match_costs, match_loss
+from train.settings import LossConfig
+
+SAME_POSE = 1e-3
+"""Entries of two poses (metres, and cosines) that differ by less are one pose."""
+
+
+def supervise_match(motion: PixelMotion, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """The cells' matches against the backward flow cue at their centres, where that ends in the keyframe before; and
+    how many cells have one."""
+    assert batch.flow_back is not None
+    size = (motion.motion.shape[-2], motion.motion.shape[-1])
+    rig = _rig(batch)
+    centres = cell_centres(rig, size, motion.match).expand(len(motion.match), -1, -1)
+    u, v = centres.long().unbind(dim=-1)
+    view = torch.arange(len(u), device=u.device)[:, None]
+    flow = batch.flow_back.flow.flatten(0, 1)[view, :, v, u].to(motion.match) / FLOW_SCALE
+    ends = centres + flow
+    known = batch.flow_back.known.flatten(0, 1)[view, v, u] & in_image(ends, rig.height, rig.width)
+    known &= _ends_in_keyframe_before(batch).flatten()[:, None]
+    movable = torch.zeros_like(known)
+    if batch.movable is not None:
+        movable = batch.movable.flatten(0, 1)[view, v, u]
+    costs = match_costs(motion.match, motion.total, in_cells(ends, rig, size), size)
+    return match_loss(costs, known, movable), known.sum()
+
+
+def supervise_pixel_motion(motion: PixelMotion, batch: Batch, loss: LossConfig) -> Float[Tensor, ""]:
+    """`loss.lifted_flow` and `loss.lifted_still` of the motion that cells say, at the spots that fall into them. A spot
+    that stands still does not count where a movable thing is seen in its place."""
+    total = motion.motion.new_zeros(())
+    if batch.moving_points is not None and loss.lifted_flow:
+        assert batch.moving_motion is not None
+        assert batch.moving_weight is not None
+        assert batch.moving_valid is not None
+        said, seen, _ = _at_cells(motion, batch, batch.moving_points, batch.moving_valid)
+        off = (said - batch.moving_motion[:, None])[..., None]
+        squared = (off.transpose(-1, -2) @ batch.moving_weight[:, None] @ off)[..., 0, 0]
+        # A length has no slope at zero.
+        total = total + loss.lifted_flow * masked_mean((squared.clamp_min(0) + 1e-6).sqrt(), seen)
+    if batch.still_points is not None and loss.lifted_still:
+        assert batch.still_valid is not None
+        said, seen, on_movable = _at_cells(motion, batch, batch.still_points, batch.still_valid)
+        total = total + loss.lifted_still * masked_mean((said.square().sum(-1) + 1e-6).sqrt(), seen & ~on_movable)
+    return total
+
+
+def _at_cells(
+    motion: PixelMotion, batch: Batch, points: Float[Tensor, "b n 3"], valid: Bool[Tensor, "b n"]
+) -> tuple[Float[Tensor, "b cams n 2"], Bool[Tensor, "b cams n"], Bool[Tensor, "b cams n"]]:
+    """Of each camera and point: the motion of the cell that the point falls into, whether it does into any, and whether
+    that pixel shows a movable thing."""
+    rig = _rig(batch)
+    batches, cameras = rig.K.shape[:2]
+    seen_from = transform_points(rig.cam_from_ref, points[:, None])
+    uv, _, in_front = project(rig.K, seen_from)
+    seen = valid[:, None] & in_front & in_image(uv, rig.height, rig.width) & rig.valid[..., None]
+    uv = torch.where(seen[..., None], uv, torch.zeros_like(uv)).flatten(0, 1)
+    size = (motion.motion.shape[-2], motion.motion.shape[-1])
+    column, row = in_cells(uv, rig, size).long().unbind(dim=-1)
+    view = torch.arange(batches * cameras, device=uv.device)[:, None]
+    said = motion.motion[view, :, row, column].unflatten(0, (batches, cameras))
+    u, v = uv.long().unbind(dim=-1)
+    on_movable = torch.zeros_like(seen)
+    if batch.movable is not None:
+        on_movable = batch.movable.flatten(0, 1)[view, v, u].unflatten(0, (batches, cameras))
+    return said, seen, on_movable
+
+
+def _rig(batch: Batch) -> CameraRig:
+    return CameraRig.build(
+        batch.K, batch.ref_from_cam, batch.camera_valid, (batch.images.shape[-2], batch.images.shape[-1])
+    )
+
+
+def _ends_in_keyframe_before(batch: Batch) -> Bool[Tensor, "b cams"]:
+    """Whether a camera's backward cue ends in the image that the network sees of the keyframe before; a cue may end in
+    a sweep between."""
+    assert batch.flow_back is not None
+    frames, view = batch.frames, batch.flow_back.view
+    if frames.ref_from_cam.shape[1] < 2:
+        return torch.zeros_like(batch.camera_valid)
+    then_from_now = invert(frames.ref_from_cam[:, -2]) @ invert(frames.current_from_ref[:, -2])[:, None]
+    same = (view.cam_from_ref - then_from_now).abs().flatten(2).amax(dim=-1) < SAME_POSE
+    # At the start of a log the keyframe before is the current one again.
+    there = view.valid & frames.camera_valid[:, -2] & (view.interval < 0)
+    return same & there & batch.camera_valid
