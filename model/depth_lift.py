@@ -15,6 +15,9 @@ from model.pixel_depth import MIN_DEPTH, PixelDepth, PixelDepthHead
 from model.refine import voxel_norm
 from model.visibility import CameraRig, see_pillars
 
+SAME_THING_M = 7.0
+"""Metres behind a surface that are likely to be the same thing still: about a lorry's length."""
+
 
 class Mix(nn.Module):
     """Residual block of two 3x3x3 convolutions that starts as the identity."""
@@ -85,7 +88,7 @@ class DepthLift(nn.Module):
         carried: Float[Tensor, "views carried _rows _columns"] | None = None,
     ) -> tuple[Float[Tensor, "n x y z dim"], Float[Tensor, "n x y z carried"] | None]:
         """Features of n frames from what the head predicts of their cameras; and `carried`, further channels of image
-        cells, as voxels read them: at every depth alike, the mean over the cameras that see them."""
+        cells, as voxels read them (`carry`): the mean over the cameras that see them."""
         sight = see_pillars(rig, self.centres[:, None])
         frames, voxels = sight.cameras.shape
         views, rows = sight.query.shape
@@ -97,7 +100,7 @@ class DepthLift(nn.Module):
         read = self.read(pixel_depth, context, place, log_depth)
         told = read.shape[1]
         if carried is not None:
-            read = torch.cat([read, _at(carried, place)], dim=1)
+            read = torch.cat([read, self.carry(pixel_depth, carried, place, log_depth)], dim=1)
         read = read * sight.seen
         frame = torch.arange(views, device=read.device) // (views // frames)
         flat = (frame[:, None] * voxels + sight.query).flatten()
@@ -134,6 +137,21 @@ class DepthLift(nn.Module):
             metres = surface.exp() - depth.exp()
             told += [(metres / length).tanh() for length in self.metric_m]
         return torch.cat([here, hidden, *told, at_pixel[:, 1:] * here], dim=1)
+
+    def carry(
+        self,
+        pixel_depth: PixelDepth,
+        carried: Float[Tensor, "views carried _rows _columns"],
+        place: Float[Tensor, "views voxels 2"],
+        log_depth: Float[Tensor, "views voxels"],
+    ) -> Float[Tensor, "views carried voxels"]:
+        """Channels of image cells at the voxels' `place`: as they are in front of the cell's surface and down to
+        SAME_THING_M behind it, from there on less, down to nothing after as many metres more. No gradient to depth."""
+        likelihood = pixel_depth.logits.detach().softmax(dim=1)
+        bins = pixel_depth.bins.centres(likelihood)[:, None, None]
+        surface = _at((likelihood * bins).sum(dim=1, keepdim=True), place)[:, 0].exp()
+        behind = log_depth.exp() - surface
+        return _at(carried, place) * (2 - behind / SAME_THING_M).clamp(0, 1)[:, None]
 
 
 def _at(

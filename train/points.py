@@ -11,8 +11,10 @@ from train.config import TrainConfig
 from train.frames import CachedScene
 from train.lifted_flow import lifted_spots
 from train.returns import (
+    NEAR_MOTION_M,
     Measured,
     Returns,
+    draw_returns,
     draw_with_neighbours,
     lidar_returns,
     movable_obstacles,
@@ -21,7 +23,11 @@ from train.returns import (
     thinned,
 )
 from train.selection import triangulation_cues
+from train.standing import standing_things
 from train.triangulate import triangulated_returns
+
+RAISED_M = 0.4
+"""Metres over the ground from which on a spot does not lie on it."""
 
 Targets = Callable[[CachedScene, str, int, np.ndarray], FlowTarget]
 """A flow cue of a keyframe's valid cameras, by scene, slot, keyframe, camera_valid."""
@@ -51,14 +57,17 @@ class PointCues:
         self._grid, self._ground_z = config.model.grid.build(), config.model.depth_lift.ground_z
 
     def returns(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Returns | None:
-        """The returns that this draw casts, of the keyframe and of those within `rays.lidar_reach` of it: LiDAR's, and
-        those that flow cues give (`rays.triangulated`)."""
+        """The returns that this draw casts, of the keyframe and of those within `rays.lidar_reach` of it: LiDAR's,
+        those that flow cues give (`rays.triangulated`), and the keyframe's on things that stand on the ground
+        (`rays.standing`)."""
         reach = self.rays.lidar_reach
         near = range(max(0, t - reach), min(scene.table.length, t + reach + 1))
         others = [k for k in near if k != t and not self._excluded(scene.name, k)]
         obstacles = np.zeros((0, 3), dtype=np.float32)
         if self._lidar and others:
             obstacles = movable_obstacles(scene, t, self.score)
+        elif self.rays.standing and others:
+            obstacles = thinned(self._standing(scene, t).points, NEAR_MOTION_M / 2)
         parts: list[Returns] = []
 
         def draw(measured: Callable[[int], Measured], count: int, needed: Sequence[str]) -> None:
@@ -73,6 +82,8 @@ class PointCues:
             draw(lambda k: lidar_returns(scene, k, self.score, masks), self.rays.lidar, ("lidar", "masks"))
         if self.rays.triangulated:
             draw(lambda k: self._triangulated(scene, k), self.rays.triangulated, self._triangulation_cues)
+        if self.rays.standing:
+            parts.append(draw_returns(self._standing(scene, t), self._grid, self.rays.standing, rng))
         return Returns(*(torch.cat(columns) for columns in zip(*parts, strict=True))) if parts else None
 
     def add_moving(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
@@ -98,7 +109,8 @@ class PointCues:
             return thinned(points[self._grid.contains(points.astype(np.float64))], min(self._grid.voxel_size))
 
         spots = scene.derived("still", t, self.score, make)
-        batch.still_points, batch.still_valid = _draw(spots, self.rays.still, rng)
+        raised = spots[:, 2] > self._ground_z + RAISED_M if self.rays.still_raised else None
+        batch.still_points, batch.still_valid = _draw(spots, self.rays.still, rng, raised, self.rays.still_raised)
 
     def add_adjacent(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
         """Masks and returns of the next keyframe, where `loss.splat` compares moved Gaussians with them."""
@@ -129,7 +141,34 @@ class PointCues:
         found = scene.derived("triangulated", t, self.score, make)
         return Measured(found[:, :3], found[:, 3:], np.ones(len(found), dtype=bool))
 
+    def _standing(self, scene: CachedScene, t: int) -> Measured:
+        """Pixels of movable things that are seen to stand on the ground, as returns of their cameras."""
 
-def _draw(spots: np.ndarray, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """`count` rows without replacement, zeros where there are fewer, and which are rows."""
-    return padded(spots[rng.permutation(len(spots))[:count]], count)
+        def make() -> np.ndarray:
+            rows = [np.zeros((0, 6), dtype=np.float32)]
+            ego_from_cam, K = scene.cameras(t)
+            for c in np.flatnonzero(scene.table.camera_valid[t]):
+                things = standing_things(scene.instances(t, int(c), self.score), ego_from_cam[c], K[c], self._ground_z)
+                points = things.points(ego_from_cam[c], K[c])
+                origins = np.broadcast_to(ego_from_cam[c, :3, 3], points.shape)
+                rows.append(np.concatenate([points, origins], axis=1).astype(np.float32))
+            return np.concatenate(rows)
+
+        found = scene.derived("standing", t, self.score, make)
+        return Measured(found[:, :3], found[:, 3:], np.zeros(len(found), dtype=bool))
+
+
+def _draw(
+    spots: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+    first: np.ndarray | None = None,
+    share: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` rows without replacement, zeros where there are fewer, and which are rows. Of those marked by `first` at
+    least a `share` of `count` is drawn, where there are so many."""
+    order = rng.permutation(len(spots))
+    if first is not None:
+        leading = order[first[order]][: round(share * count)]
+        order = np.concatenate([leading, order[~np.isin(order, leading)]])
+    return padded(spots[order[:count]], count)

@@ -51,6 +51,8 @@ def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
             cues.append("masks")
     if config.rays.triangulated:
         cues += triangulation_cues(config)
+    if config.rays.standing:
+        cues.append("masks")
     if stage == 2 and config.loss.instance_flow:
         cues.append("masks")
     if stage == 2 and config.loss.splat:

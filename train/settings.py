@@ -114,10 +114,16 @@ class RaysConfig(Section):
     triangulated: NonNegativeInt = 0
     """Rays to points that the flow cues of what stands still give, beside LiDAR's or in their place: a camera-only
     run's returns (`train.triangulate`). Needs masks, `flow_next` and the backward flow cue."""
+    standing: NonNegativeInt = 0
+    """Rays to movable things, as far as the ground on which their masks end (`train.standing`): in a camera-only run
+    nothing else says how far they are, for points are triangulated of what stands still alone. Needs masks."""
     moving: PositiveInt = 512
     """Spots on movable things whose lifted motion is learned (`loss.lifted_flow`)."""
     still: PositiveInt = 2048
     """Spots on everything else whose flow is drawn to zero (`loss.lifted_still`)."""
+    still_raised: float = Field(default=0.0, ge=0.0, le=1.0)
+    """At least this share of those, where there are so many, lies above the ground (`model.depth_lift.ground_z`): most
+    returns lie on it, and what is easily mistaken for something that moves does not."""
     far_sample: bool = True
     """Whether the light that passes every sample comes from one more sample, at the exit of the volume (rays that see
     the sky then need no matter); False: weights are shared among the samples in the volume alone."""

@@ -212,19 +212,24 @@ def test_depths_of_cells_by_hand() -> None:
 
 
 def test_voxels_read_what_their_cells_carry() -> None:
-    """At every depth alike, the mean over the cameras that see a voxel, zero where none does."""
-    grid = VoxelGrid((-8.0, -4.0, 0.5), (20.0, 4.0, 2.5), (28, 8, 2))
-    module = DepthLift(DepthLiftConfig(bins=8, context=2), feature_dim=8, dim=6, grid=grid)
-    predicted, context = PixelDepth(torch.randn(2, 8, *SIZE), module.head.bins), torch.randn(2, 2, *SIZE)
+    """Cells that are sure of a surface at 6 m: up to 13 m voxels read what they carry, the mean over the cameras that
+    see them, at 16.5 m half of it, from 20 m on nothing; where no camera sees them, nothing."""
+    grid = VoxelGrid((-8.0, -4.0, 0.5), (32.0, 4.0, 2.5), (40, 8, 2))
+    module = DepthLift(DepthLiftConfig(bins=64, context=2), feature_dim=8, dim=6, grid=grid)
+    bins = module.head.bins
+    sure = -40 * (torch.arange(64) - bins.position(torch.tensor(6.0).log())).abs()
+    predicted, context = PixelDepth(sure[None, :, None, None].expand(2, -1, *SIZE), bins), torch.randn(2, 2, *SIZE)
     carried = torch.tensor([[1.0, -3.0], [2.0, 5.0]])[:, :, None, None].expand(-1, -1, *SIZE)
     features, read = module.tell(predicted, context, rig(True, True), carried)
     assert read is not None
-    assert torch.allclose(read[0, 12:, 3:5], torch.tensor([1.5, 1.0]), atol=1e-5)
-    assert read[0, :8].abs().max() == 0
+    along = read[0, :, 4, 0]
+    assert torch.allclose(along[12:20], torch.tensor([1.5, 1.0]), atol=1e-5)
+    assert torch.allclose(along[24], torch.tensor([0.75, 0.5]), atol=0.08)
+    assert along[29:].abs().max() == along[:8].abs().max() == 0
     torch.testing.assert_close(features, module.tell(predicted, context, rig(True, True))[0])
     alone = module.tell(predicted, context, rig(True, False), carried)[1]
     assert alone is not None
-    assert torch.allclose(alone[0, 12:, 3:5], torch.tensor([1.0, -3.0]), atol=1e-5)
+    assert torch.allclose(alone[0, 12:20, 4, 0], torch.tensor([1.0, -3.0]), atol=1e-5)
 
 
 def test_the_flow_decoder_believes_half_of_it_at_first() -> None:

@@ -173,6 +173,19 @@ def test_what_stands_still_lies_on_no_movable_thing(world: Any, tiny_config: Mak
     assert points[:, 0].min() > -1 > batch.return_points[batch.return_valid][:, 0].min()
 
 
+def test_spots_above_the_ground_come_first_where_that_is_asked_for(tiny_config: Make) -> None:
+    raised = {}
+    for share in (0.0, 0.5, 1.0):
+        config = tiny_config(loss={"lifted_still": 0.5}, rays={"still": 16, "still_raised": share})
+        batch = batch_at(config, 1)
+        assert batch.still_points is not None
+        assert batch.still_valid is not None
+        assert batch.still_valid.all()
+        raised[share] = int((batch.still_points[..., 2] > 0.4).sum())
+    assert raised[0.0] < raised[1.0] == 16
+    assert raised[0.5] >= 8
+
+
 def test_still_spots_cost_the_length_of_their_flow(tiny_config: Make) -> None:
     config = tiny_config(loss={"lifted_still": 0.5})
     batch, grid = batch_at(config, 1), config.model.grid.build()

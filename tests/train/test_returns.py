@@ -10,6 +10,7 @@ import torch
 from geometry.transforms import invert, transform_points
 from train.config import TrainConfig
 from train.data import KeyframeDataset
+from train.points import _draw
 from train.returns import Measured, Returns, draw_returns, passes_near, thinned
 
 Make = Callable[..., TrainConfig]
@@ -113,3 +114,22 @@ def test_draw_pads_and_marks(tiny_config: Make) -> None:
     assert not drawn.own.any()
     assert torch.isfinite(drawn.origins).all()
     assert drawn.points[0].numpy() == pytest.approx(middle)
+
+
+def test_a_draw_takes_a_share_of_the_marked_ones() -> None:
+    """Of 1000 rows ten are marked: of 20 drawn, half marked, all ten are; of 8, four at least; without a share by
+    chance; none twice."""
+    spots = np.arange(3000, dtype=np.float32).reshape(1000, 3)
+    marked = np.arange(1000) % 100 == 7
+    for count, least in ((20, 10), (8, 4)):
+        drawn, valid = _draw(spots, count, np.random.default_rng(0), marked, 0.5)
+        rows = (drawn[:, 0] / 3).long().numpy()
+        assert valid.all()
+        assert len(set(rows)) == count
+        assert marked[rows].sum() >= least
+    plain, _ = _draw(spots, 20, np.random.default_rng(0))
+    none, _ = _draw(spots, 20, np.random.default_rng(0), marked, 0.0)
+    assert torch.equal(plain, none)
+    few, valid = _draw(spots[:3], 5, np.random.default_rng(0), marked[:3], 0.5)
+    assert valid.tolist() == [True] * 3 + [False] * 2
+    assert few.shape == (5, 3)

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from geometry.transforms import from_rotation_translation
+from geometry.transforms import from_rotation_translation, transform_points
 from train.batch import Batch, collate
 from train.config import TrainConfig
 from train.data import KeyframeDataset
+from train.returns import passes_near
+from train.selection import needed_cues
 from train.standing import FARTHEST_M, depth_per_pixel, standing_things
 from train.things import THING_M
 
@@ -109,3 +111,46 @@ def test_the_worlds_box_moves_as_it_does_without_lidar(world: Any, tiny_config: 
     points = batch.moving_points[0][there].double().numpy()
     in_world = points @ world.ego(0.5)[:3, :3].T + world.ego(0.5)[:3, 3]
     assert np.abs(np.median(in_world, axis=0) - (low + high) / 2).max() < 1.5
+
+
+@pytest.mark.parametrize("reach", [0, 2])
+def test_standing_things_are_returns_of_a_camera_only_run(world: Any, tiny_config: Make, reach: int) -> None:
+    """On the box, from the cameras, the keyframe's own; and what neighbours saw through where it is now is left out."""
+    rays = {"triangulated": 4000, "lidar_reach": reach, "lidar_own": 0.5}
+    drawn = {}
+    for standing in (0, 64):
+        config = tiny_config(rays={**rays, "standing": standing}, ablation={"lidar": False})
+        assert ("masks" in needed_cues(config, 1)) or not standing
+        sample = KeyframeDataset(config, 1, [("a", 2)], 0)[0, 0]
+        assert sample.return_points is not None
+        drawn[standing] = sample
+    assert len(drawn[64].return_points) == len(drawn[0].return_points) + 64
+    valid = drawn[64].return_valid[-64:]
+    assert valid.sum() > 10
+    assert drawn[64].return_own[-64:].all()
+    points, origins = (x[-64:][valid].double().numpy() for x in (drawn[64].return_points, drawn[64].return_origins))
+    low, high = world.box(1.0)
+    ego = world.ego(1.0)
+    there = transform_points(ego, points)
+    off = np.maximum(np.maximum(low - there, there - high), 0).max(axis=1)
+    # A row of these small images is two metres of ground where the box stands.
+    assert np.median(off) < 0.5
+    assert off.max() < 2.0
+    cameras = drawn[64].ref_from_cam[:, :3, 3].double().numpy()
+    assert (np.abs(origins[:, None] - cameras[None]).max(axis=2).min(axis=1) < 1e-4).all()
+    through = {}
+    for standing, sample in drawn.items():
+        others = (sample.return_valid & ~sample.return_own).numpy()
+        near = passes_near(sample.return_points.numpy(), sample.return_origins.numpy(), points.astype(np.float32), 0.5)
+        through[standing] = int((others & near).sum())
+    assert through[64] == 0
+    assert reach == 0 or through[0] > 0, "rays must pass there to prove anything"
+
+
+def test_without_a_mask_nothing_stands(tiny_config: Make) -> None:
+    config = tiny_config(
+        rays={"triangulated": 100, "standing": 16}, ablation={"lidar": False}, data={"min_mask_score": 1.0}
+    )
+    sample = KeyframeDataset(config, 1, [("a", 2)], 0)[0, 0]
+    assert sample.return_valid is not None
+    assert not sample.return_valid[-16:].any()
