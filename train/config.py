@@ -132,7 +132,9 @@ def explain(error: ValidationError, root: type[BaseModel], where: str) -> str:
         elif item["type"] == "missing":
             lines.append(f"  {key}: not given, and there is no default; set it with `{key}=…`")
         else:
-            lines.append(f"  {key} = {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+            # A whole section at odds with itself names its values in its own message.
+            given = "" if isinstance(item["input"], dict | BaseModel) else f" = {item['input']!r}"
+            lines.append(f"  {key}{given}: {item['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
 

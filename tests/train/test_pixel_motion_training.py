@@ -291,5 +291,6 @@ def test_the_cue_is_read_for_it_alone_and_not_for_the_static_flow(tiny_config: M
     ],
 )
 def test_what_cannot_be_learned_is_refused(tiny_config: Make, changes: dict, named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(ConfigError, match=named) as refused:
         tiny_config(**changes)
+    assert len(str(refused.value)) < 250, "a whole configuration in its message helps nobody"
