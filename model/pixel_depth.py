@@ -84,12 +84,8 @@ def ray_map(rig: CameraRig, size: tuple[int, int], bins: DepthBins, ground_z: fl
     Unit direction (x, y, z) in the ego frame; the log depth at which the ray meets the plane z = `ground_z`, 0 at the
     first bin and 1 at the last, 1 too for rays that do not fall; 1 for rays that fall, else 0.
     """
-    rows, columns = size
     K, ref_from_cam = rig.K.flatten(0, 1), invert(rig.cam_from_ref.flatten(0, 1))
-    v = (torch.arange(rows, device=K.device) + 0.5) * (rig.height / rows)
-    u = (torch.arange(columns, device=K.device) + 0.5) * (rig.width / columns)
-    vv, uu = torch.meshgrid(v, u, indexing="ij")
-    cells = torch.stack([uu, vv], dim=-1).reshape(1, -1, 2).to(K).expand(len(K), -1, -1)
+    cells = cell_centres(rig, size, K).expand(len(K), -1, -1)
     # Directions of camera depth 1, so that lengths along them are depths.
     along = rotate_vectors(ref_from_cam, camera_directions(K, cells))
     drop, height = -along[..., 2], ref_from_cam[:, 2, 3][:, None] - ground_z
@@ -99,3 +95,12 @@ def ray_map(rig: CameraRig, size: tuple[int, int], bins: DepthBins, ground_z: fl
     unit = along / torch.linalg.vector_norm(along, dim=-1, keepdim=True)
     channels = torch.cat([unit, place.clamp(0, 1)[..., None], falls[..., None].to(unit)], dim=-1)
     return channels.transpose(1, 2).unflatten(2, size)
+
+
+def cell_centres(rig: CameraRig, size: tuple[int, int], like: Tensor) -> Float[Tensor, "1 cells 2"]:
+    """Pixels (u, v) in the middle of each of `size` (rows, columns) cells that images are cut into, row by row."""
+    rows, columns = size
+    v = (torch.arange(rows, device=like.device) + 0.5) * (rig.height / rows)
+    u = (torch.arange(columns, device=like.device) + 0.5) * (rig.width / columns)
+    vv, uu = torch.meshgrid(v, u, indexing="ij")
+    return torch.stack([uu, vv], dim=-1).reshape(1, -1, 2).to(like)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from geometry.cameras import MIN_DEPTH, camera_directions, project, unproject
 from geometry.constants import constant
-from geometry.transforms import invert, transform_points
+from geometry.transforms import invert, rotate_vectors, transform_points
 from model.backbone import LayerNorm2d
 from model.config import PixelMotionConfig
-from model.pixel_depth import PixelDepth
+from model.pixel_depth import PixelDepth, cell_centres
 from model.residual import ResidualBlock2d, group_norm
 from model.visibility import CameraRig
 
@@ -121,43 +121,31 @@ class PixelMotionHead(nn.Module):
         Where both are one keyframe, at the start of a log, or the earlier image is missing, nothing can be seen: the
         cells are told so.
         """
-        cameras = now.rig.K.shape[1]
         height, width = now.depth.mean.shape[-2:]
-        cells = cell_centres(now.rig, (height, width), now.depth.mean)
+        directions = camera_directions(now.rig.K.flatten(0, 1), cell_centres(now.rig, (height, width), now.depth.mean))
         ego_from_cam = invert(now.rig.cam_from_ref.flatten(0, 1))
-        then_cam_from_now = then.rig.cam_from_ref @ invert(now_from_then)[:, None]
-        then_cam_from_now = then_cam_from_now.flatten(0, 1)
-        now_K, then_K = (look.rig.K.flatten(0, 1) for look in (now, then))
-        directions = camera_directions(now_K, cells)
-        depth = now.depth.mean.flatten(1).exp()
-        surface = transform_points(ego_from_cam, directions * depth[..., None])
-        landing, landing_depth, _ = project(then_K, transform_points(then_cam_from_now, surface))
+        surface = transform_points(ego_from_cam, directions * now.depth.mean.flatten(1).exp()[..., None])
+        then_cam_from_now = (then.rig.cam_from_ref @ invert(now_from_then)[:, None]).flatten(0, 1)
+        landing, landing_depth, _ = project(then.rig.K.flatten(0, 1), transform_points(then_cam_from_now, surface))
         landing = in_cells(landing, then.rig, (height, width))
 
         match = self.match(now.descriptors, then.descriptors, landing)
         total = match.logsumexp(dim=-1)
         place, share, peak = best_match(match, total, (height, width))
-        at = (place.detach() / constant((width, height), place) * 2 - 1)[:, None]
-        there = F.grid_sample(then.depth.mean[:, None], at, padding_mode="border", align_corners=False)[:, 0, 0]
-        pixels = place * constant((then.rig.width / width, then.rig.height / height), place)
-        before = transform_points(invert(then_cam_from_now), unproject(then_K, pixels, there.exp()))
+        before, log_depth = _surface_at(place, then, then_cam_from_now)
         measured = (surface - before)[..., :2].clamp(-FASTEST_M, FASTEST_M)
 
-        same = (now_from_then == torch.eye(4, dtype=depth.dtype, device=depth.device)).flatten(1).all(dim=1)
-        unknown = (same.repeat_interleave(cameras) | ~then.rig.valid.flatten())[:, None].expand_as(depth)
-        along = transform_points(ego_from_cam, directions) - ego_from_cam[:, None, :3, 3]
-        along = along / torch.linalg.vector_norm(along, dim=-1, keepdim=True)
-        deeper = there - landing_depth.clamp_min(MIN_DEPTH).log()
+        along = F.normalize(rotate_vectors(ego_from_cam, directions), dim=-1)
+        deeper = log_depth - landing_depth.clamp_min(MIN_DEPTH).log()
         told = torch.cat(
             [
                 (measured / 2).tanh(), (measured / 8).tanh(), ((place - landing) / 2).tanh(), along,
-                torch.stack([share, peak, (5 * deeper).tanh(), unknown.to(depth)], dim=-1),
+                torch.stack([share, peak, (5 * deeper).tanh(), _unknown(then, now_from_then).expand_as(share)], dim=-1),
                 torch.stack([now.depth.mean.flatten(1) - 2.5, 3 * now.depth.spread.flatten(1)], dim=-1),
             ], dim=-1,
         )  # fmt: skip
-        told = told.transpose(1, 2).unflatten(2, (height, width)).to(now.descriptors.dtype)
-        decoded = self.decode(torch.cat([now.descriptors, told], dim=1)).float()
-        measured = measured.transpose(1, 2).unflatten(2, (height, width))
+        told, measured = (x.transpose(1, 2).unflatten(2, (height, width)) for x in (told, measured))
+        decoded = self.decode(torch.cat([now.descriptors, told.to(now.descriptors.dtype)], dim=1)).float()
         motion = decoded[:, :2] + decoded[:, 2:3].sigmoid() * measured
         return PixelMotion(motion, match, total, decoded[:, 3:])
 
@@ -182,13 +170,24 @@ class PixelMotionHead(nn.Module):
         return (alike + along[..., None, :] + down[..., :, None]).flatten(2)
 
 
-def cell_centres(rig: CameraRig, size: tuple[int, int], like: Tensor) -> Float[Tensor, "1 cells 2"]:
-    """Pixels (u, v) in the middle of each of `size` (rows, columns) cells that images are cut into, row by row."""
-    rows, columns = size
-    v = (torch.arange(rows, device=like.device) + 0.5) * (rig.height / rows)
-    u = (torch.arange(columns, device=like.device) + 0.5) * (rig.width / columns)
-    vv, uu = torch.meshgrid(v, u, indexing="ij")
-    return torch.stack([uu, vv], dim=-1).reshape(1, -1, 2).to(like)
+def _surface_at(
+    place: Float[Tensor, "views cells 2"], look: Look, cam_from_now: Float[Tensor, "views 4 4"]
+) -> tuple[Float[Tensor, "views cells 3"], Float[Tensor, "views cells"]]:
+    """Where the surface at a place in an image was, by that image's own depth: current ego frame, metres, had the world
+    stood still; and the logarithm of its depth. The place has a gradient, the depth there none."""
+    height, width = look.depth.mean.shape[-2:]
+    at = (place.detach() / constant((width, height), place) * 2 - 1)[:, None]
+    log_depth = F.grid_sample(look.depth.mean[:, None], at, padding_mode="border", align_corners=False)[:, 0, 0]
+    pixels = place * constant((look.rig.width / width, look.rig.height / height), place)
+    points = unproject(look.rig.K.flatten(0, 1), pixels, log_depth.exp())
+    return transform_points(invert(cam_from_now), points), log_depth
+
+
+def _unknown(then: Look, now_from_then: Float[Tensor, "n 4 4"]) -> Float[Tensor, "views 1"]:
+    """1 where the earlier keyframe is the current one again, or its image is missing."""
+    cameras = then.rig.K.shape[1]
+    same = (now_from_then == torch.eye(4, dtype=now_from_then.dtype, device=now_from_then.device)).flatten(1).all(dim=1)
+    return (same.repeat_interleave(cameras) | ~then.rig.valid.flatten())[:, None].to(now_from_then)
 
 
 def in_cells(uv: Float[Tensor, "views n 2"], rig: CameraRig, size: tuple[int, int]) -> Float[Tensor, "views n 2"]:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from geometry.cameras import in_image, project
 from geometry.transforms import invert, transform_points
-from model.pixel_motion import PixelMotion, cell_centres, in_cells
+from model.pixel_depth import cell_centres
+from model.pixel_motion import PixelMotion, in_cells
 from model.visibility import CameraRig
 from storage.schema import FLOW_SCALE
 from train.batch import Batch

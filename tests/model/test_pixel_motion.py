@@ -12,8 +12,8 @@ from model.config import DepthLiftConfig, FusionConfig, HeadConfig, ModelConfig,
 from model.depth_lift import DepthLift
 from model.heads import FlowHead
 from model.network import OccFlow
-from model.pixel_depth import DepthBins, PixelDepth
-from model.pixel_motion import FASTEST_M, DepthMap, Look, PixelMotionHead, best_match, cell_centres
+from model.pixel_depth import DepthBins, PixelDepth, cell_centres
+from model.pixel_motion import FASTEST_M, DepthMap, Look, PixelMotionHead, best_match
 from model.visibility import CameraRig
 
 HEIGHT, WIDTH, FOCAL = 16, 48, 40.0

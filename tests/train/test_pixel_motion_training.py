@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from geometry.cameras import in_image
 from model.config import PixelMotionConfig
 from model.network import OccFlow
-from model.pixel_motion import DepthMap, Look, PixelMotion, PixelMotionHead, cell_centres, in_cells
+from model.pixel_depth import cell_centres
+from model.pixel_motion import DepthMap, Look, PixelMotion, PixelMotionHead, in_cells
 from model.visibility import CameraRig
 from storage.schema import FLOW_SCALE
 from train.batch import Batch, collate
