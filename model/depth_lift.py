@@ -88,7 +88,7 @@ class DepthLift(nn.Module):
         carried: Float[Tensor, "views carried _rows _columns"] | None = None,
     ) -> tuple[Float[Tensor, "n x y z dim"], Float[Tensor, "n x y z carried"] | None]:
         """Features of n frames from what the head predicts of their cameras; and `carried`, further channels of image
-        cells, as voxels read them (`carry`): the mean over the cameras that see them."""
+        cells, as voxels read them (`_carry`): the mean over the cameras that see them."""
         sight = see_pillars(rig, self.centres[:, None])
         frames, voxels = sight.cameras.shape
         views, rows = sight.query.shape
@@ -97,10 +97,10 @@ class DepthLift(nn.Module):
         depth = transform_points(rig.cam_from_ref.flatten(0, 1), points)[..., 2]
         place = uv / constant((rig.width, rig.height), uv) * 2 - 1
         log_depth = depth.clamp_min(MIN_DEPTH).log()
-        read = self.read(pixel_depth, context, place, log_depth)
+        read, surface = self.read(pixel_depth, context, place, log_depth)
         told = read.shape[1]
         if carried is not None:
-            read = torch.cat([read, self.carry(pixel_depth, carried, place, log_depth)], dim=1)
+            read = torch.cat([read, _carry(carried, place, log_depth.exp() - surface.detach().exp())], dim=1)
         read = read * sight.seen
         frame = torch.arange(views, device=read.device) // (views // frames)
         flat = (frame[:, None] * voxels + sight.query).flatten()
@@ -116,13 +116,12 @@ class DepthLift(nn.Module):
         context: Float[Tensor, "views context h w"],
         place: Float[Tensor, "views voxels 2"],
         log_depth: Float[Tensor, "views voxels"],
-    ) -> Float[Tensor, "views features voxels"]:
+    ) -> tuple[Float[Tensor, "views features voxels"], Float[Tensor, "views voxels"]]:
         """The numbers that each voxel reads at its `place` (u, v in -1..1 across the image): four, one per length of
-        `metric_m`, and the context."""
+        `metric_m`, and the context; and the mean log depth of the surface there."""
         bins = pixel_depth.bins
         likelihood = pixel_depth.logits.softmax(dim=1)
-        mean = (likelihood * bins.centres(likelihood)[:, None, None]).sum(dim=1, keepdim=True)
-        at_pixel = _at(torch.cat([mean, context], dim=1), place)
+        at_pixel = _at(torch.cat([pixel_depth.mean(likelihood), context], dim=1), place)
         # A camera's frustum as a box: bins of depth, rows and columns.
         _, count, rows, columns = likelihood.shape
         frustum = VoxelGrid((0.0, -1.0, -1.0), (float(count), 1.0, 1.0), (count, rows, columns))
@@ -136,22 +135,17 @@ class DepthLift(nn.Module):
         if self.metric_m:
             metres = surface.exp() - depth.exp()
             told += [(metres / length).tanh() for length in self.metric_m]
-        return torch.cat([here, hidden, *told, at_pixel[:, 1:] * here], dim=1)
+        return torch.cat([here, hidden, *told, at_pixel[:, 1:] * here], dim=1), surface[:, 0]
 
-    def carry(
-        self,
-        pixel_depth: PixelDepth,
-        carried: Float[Tensor, "views carried _rows _columns"],
-        place: Float[Tensor, "views voxels 2"],
-        log_depth: Float[Tensor, "views voxels"],
-    ) -> Float[Tensor, "views carried voxels"]:
-        """Channels of image cells at the voxels' `place`: as they are in front of the cell's surface and down to
-        SAME_THING_M behind it, from there on less, down to nothing after as many metres more. No gradient to depth."""
-        likelihood = pixel_depth.logits.detach().softmax(dim=1)
-        bins = pixel_depth.bins.centres(likelihood)[:, None, None]
-        surface = _at((likelihood * bins).sum(dim=1, keepdim=True), place)[:, 0].exp()
-        behind = log_depth.exp() - surface
-        return _at(carried, place) * (2 - behind / SAME_THING_M).clamp(0, 1)[:, None]
+
+def _carry(
+    carried: Float[Tensor, "views carried _rows _columns"],
+    place: Float[Tensor, "views voxels 2"],
+    behind: Float[Tensor, "views voxels"],
+) -> Float[Tensor, "views carried voxels"]:
+    """Channels of image cells at the voxels' `place`, `behind` the cell's surface by so many metres: as they are in
+    front of it and down to SAME_THING_M behind it, from there on less, down to nothing after as many metres more."""
+    return _at(carried, place) * (2 - behind / SAME_THING_M).clamp(0, 1)[:, None]
 
 
 def _at(

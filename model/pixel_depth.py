@@ -45,6 +45,10 @@ class PixelDepth(NamedTuple):
     logits: Float[Tensor, "views bins h w"]
     bins: DepthBins
 
+    def mean(self, likelihood: Float[Tensor, "views bins h w"]) -> Float[Tensor, "views 1 h w"]:
+        """Mean log depth by the likelihood of each bin."""
+        return (likelihood * self.bins.centres(likelihood)[:, None, None]).sum(dim=1, keepdim=True)
+
 
 class PixelDepthHead(nn.Module):
     """Logits over depths and `context` channels per cell of the finest image level.

@@ -36,7 +36,7 @@ class DepthMap(NamedTuple):
         """The distributions of an image level, at `size` (rows, columns)."""
         likelihood = predicted.logits.detach().softmax(dim=1)
         bins = predicted.bins.centres(likelihood)[:, None, None]
-        mean = (likelihood * bins).sum(dim=1, keepdim=True)
+        mean = predicted.mean(likelihood)
         spread = (likelihood * (bins - mean).square()).sum(dim=1, keepdim=True).sqrt()
         return cls(*(F.adaptive_avg_pool2d(x, size)[:, 0] for x in (mean, spread)))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from model.fields import FrameInput
+from model.visibility import CameraRig
 from train.handover import Form, Parcel, Shelf, Slot, shared_memory
 
 
@@ -118,6 +119,11 @@ class Batch(_Tensors):
     instances: UInt8[Tensor, "*batch cameras h w"] | None = None
     mask_score: Float[Tensor, "*batch cameras rows"] | None = None
     further: View | None = None
+
+    def rig(self) -> CameraRig:
+        """The current keyframe's cameras, of a batch of samples, at render size."""
+        size = (self.images.shape[-2], self.images.shape[-1])
+        return CameraRig.build(self.K, self.ref_from_cam, self.camera_valid, size)
 
     def further_views(self) -> list[View]:
         """The views of `further`, of a batch of samples, nearest in time first."""

@@ -12,7 +12,6 @@ from geometry.transforms import transform_points
 from model.fields import Fields
 from model.pixel_depth import PixelDepth
 from model.render import Renderer
-from model.visibility import CameraRig
 from train.batch import Batch
 from train.cast import cast_ranges
 from train.losses.averages import masked_mean
@@ -67,14 +66,13 @@ def supervise_pixel_depth(predicted: PixelDepth, batch: Batch) -> Float[Tensor, 
     assert batch.return_points is not None
     assert batch.return_valid is not None
     assert batch.return_own is not None
-    height, width = batch.images.shape[-2:]
-    rig = CameraRig.build(batch.K, batch.ref_from_cam, batch.camera_valid, (height, width))
+    rig = batch.rig()
     cameras = batch.K.shape[1]
     points = transform_points(rig.cam_from_ref.flatten(0, 1), batch.return_points.repeat_interleave(cameras, dim=0))
     uv, depth, in_front = project(rig.K.flatten(0, 1), points)
     returns = (batch.return_valid & batch.return_own).repeat_interleave(cameras, dim=0)
-    valid = returns & in_front & in_image(uv, height, width) & rig.valid.flatten()[:, None]
-    return pixel_depth_loss(predicted, uv / constant((width, height), uv) * 2 - 1, depth, valid)
+    valid = returns & in_front & in_image(uv, rig.height, rig.width) & rig.valid.flatten()[:, None]
+    return pixel_depth_loss(predicted, uv / constant((rig.width, rig.height), uv) * 2 - 1, depth, valid)
 
 
 def supervise_lifted_flow(fields: Fields, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
@@ -84,16 +82,24 @@ def supervise_lifted_flow(fields: Fields, batch: Batch) -> tuple[Float[Tensor, "
     assert batch.moving_motion is not None
     assert batch.moving_weight is not None
     assert batch.moving_valid is not None
-    off = (fields.flow_at(batch.moving_points) - batch.moving_motion)[..., None]
-    squared = (off.transpose(-1, -2) @ batch.moving_weight @ off)[..., 0, 0]
-    # A length has no slope at zero.
-    return masked_mean((squared.clamp_min(0) + 1e-6).sqrt(), batch.moving_valid), batch.moving_valid.sum()
+    costs = weighed_lengths(fields.flow_at(batch.moving_points) - batch.moving_motion, batch.moving_weight)
+    return masked_mean(costs, batch.moving_valid), batch.moving_valid.sum()
 
 
 def supervise_still(fields: Fields, batch: Batch) -> Float[Tensor, ""]:
     """Mean length of the flow at spots that lie on no movable thing, metres per interval."""
     assert batch.still_points is not None
     assert batch.still_valid is not None
-    squared = fields.flow_at(batch.still_points).square().sum(-1)
+    return masked_mean(lengths(fields.flow_at(batch.still_points)), batch.still_valid)
+
+
+def weighed_lengths(off: Float[Tensor, "*n 2"], weight: Float[Tensor, "*#n 2 2"]) -> Float[Tensor, "*n"]:
+    """sqrt(eᵀ A e) of motions that are off by e, metres per interval."""
+    squared = (off[..., None, :] @ weight @ off[..., None])[..., 0, 0]
     # A length has no slope at zero.
-    return masked_mean((squared + 1e-6).sqrt(), batch.still_valid)
+    return (squared.clamp_min(0) + 1e-6).sqrt()
+
+
+def lengths(motion: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"]:
+    """Lengths of motions, metres per interval, with a slope at zero too."""
+    return (motion.square().sum(-1) + 1e-6).sqrt()

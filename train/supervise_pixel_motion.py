@@ -8,12 +8,12 @@ from geometry.cameras import in_image, project
 from geometry.transforms import invert, transform_points
 from model.pixel_depth import cell_centres
 from model.pixel_motion import PixelMotion, in_cells
-from model.visibility import CameraRig
 from storage.schema import FLOW_SCALE
 from train.batch import Batch
 from train.losses.averages import masked_mean
 from train.losses.pixel_motion import match_costs, match_loss
 from train.settings import LossConfig
+from train.supervise_lidar import lengths, weighed_lengths
 
 SAME_POSE = 1e-3
 """Entries of two poses (metres, and cosines) that differ by less are one pose."""
@@ -24,7 +24,7 @@ def supervise_match(motion: PixelMotion, batch: Batch) -> tuple[Float[Tensor, ""
     how many cells have one."""
     assert batch.flow_back is not None
     size = (motion.motion.shape[-2], motion.motion.shape[-1])
-    rig = _rig(batch)
+    rig = batch.rig()
     centres = cell_centres(rig, size, motion.match).expand(len(motion.match), -1, -1)
     u, v = centres.long().unbind(dim=-1)
     view = torch.arange(len(u), device=u.device)[:, None]
@@ -48,14 +48,12 @@ def supervise_pixel_motion(motion: PixelMotion, batch: Batch, loss: LossConfig) 
         assert batch.moving_weight is not None
         assert batch.moving_valid is not None
         said, seen, _ = _at_cells(motion, batch, batch.moving_points, batch.moving_valid)
-        off = (said - batch.moving_motion[:, None])[..., None]
-        squared = (off.transpose(-1, -2) @ batch.moving_weight[:, None] @ off)[..., 0, 0]
-        # A length has no slope at zero.
-        total = total + loss.lifted_flow * masked_mean((squared.clamp_min(0) + 1e-6).sqrt(), seen)
+        costs = weighed_lengths(said - batch.moving_motion[:, None], batch.moving_weight[:, None])
+        total = total + loss.lifted_flow * masked_mean(costs, seen)
     if batch.still_points is not None and loss.lifted_still:
         assert batch.still_valid is not None
         said, seen, on_movable = _at_cells(motion, batch, batch.still_points, batch.still_valid)
-        total = total + loss.lifted_still * masked_mean((said.square().sum(-1) + 1e-6).sqrt(), seen & ~on_movable)
+        total = total + loss.lifted_still * masked_mean(lengths(said), seen & ~on_movable)
     return total
 
 
@@ -64,7 +62,7 @@ def _at_cells(
 ) -> tuple[Float[Tensor, "b cams n 2"], Bool[Tensor, "b cams n"], Bool[Tensor, "b cams n"]]:
     """Of each camera and point: the motion of the cell that the point falls into, whether it does into any, and whether
     that pixel shows a movable thing."""
-    rig = _rig(batch)
+    rig = batch.rig()
     batches, cameras = rig.K.shape[:2]
     seen_from = transform_points(rig.cam_from_ref, points[:, None])
     uv, _, in_front = project(rig.K, seen_from)
@@ -79,12 +77,6 @@ def _at_cells(
     if batch.movable is not None:
         on_movable = batch.movable.flatten(0, 1)[view, v, u].unflatten(0, (batches, cameras))
     return said, seen, on_movable
-
-
-def _rig(batch: Batch) -> CameraRig:
-    return CameraRig.build(
-        batch.K, batch.ref_from_cam, batch.camera_valid, (batch.images.shape[-2], batch.images.shape[-1])
-    )
 
 
 def _ends_in_keyframe_before(batch: Batch) -> Bool[Tensor, "b cams"]:

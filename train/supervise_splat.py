@@ -12,7 +12,6 @@ from geometry.transforms import transform_points
 from model.fields import Fields
 from model.network import OccFlow
 from model.splat import Gaussians, SplatRender, splat
-from model.visibility import CameraRig
 from train.batch import Batch, View
 from train.cast import CameraCast
 from train.config import TrainConfig
@@ -52,7 +51,7 @@ def supervise_splat(
     settings, size = config.splat, cast.size
     opacity = opacities(fields, network.renderer.temperature())
     logits = network.movable(fields)
-    rig = CameraRig.build(batch.K, batch.ref_from_cam, batch.camera_valid, size)
+    rig = batch.rig()
     now = View(rig.cam_from_ref, rig.K, torch.zeros_like(batch.K[..., 0, 0]), rig.valid)
     masks = None if batch.movable is None else batch.movable.flatten(0, 1)
     terms = SplatTerms()
