@@ -139,6 +139,7 @@ class StageModule(pl.LightningModule):
         terms.add("lidar", rays.ranges, loss.lidar, returns=rays.returns)
         terms.add("lidar_spread", rays.spread, loss.lidar * loss.lidar_spread)
         terms.add("free_space", rays.free, loss.free_space)
+        terms.add("surface", rays.surface, loss.surface)
         if fields.pixel_depth is not None and loss.pixel_depth:
             terms.add("pixel_depth", supervise_pixel_depth(fields.pixel_depth, batch), loss.pixel_depth)
 

@@ -13,9 +13,11 @@ from train.lifted_flow import lifted_spots
 from train.returns import (
     NEAR_MOTION_M,
     Measured,
+    Raised,
     Returns,
     draw_returns,
     draw_with_neighbours,
+    drawn_order,
     lidar_returns,
     movable_obstacles,
     padded,
@@ -55,6 +57,10 @@ class PointCues:
         self._triangulation_cues = triangulation_cues(config)
         self._excluded, self._targets, self._movable = excluded, targets, movable
         self._grid, self._ground_z = config.model.grid.build(), config.model.depth_lift.ground_z
+        over_ground = self._ground_z + RAISED_M
+        self._raised, self._still_raised = (
+            Raised(share, over_ground) for share in (config.rays.raised, config.rays.still_raised)
+        )
 
     def returns(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Returns | None:
         """The returns that this draw casts, of the keyframe and of those within `rays.lidar_reach` of it: LiDAR's,
@@ -72,9 +78,9 @@ class PointCues:
 
         def draw(measured: Callable[[int], Measured], count: int, needed: Sequence[str]) -> None:
             there = [k for k in others if all(scene.has(cue, k) for cue in needed)]
-            share = self.rays.lidar_own
+            own, grid, raised = self.rays.lidar_own, self._grid, self._raised
             parts.append(
-                draw_with_neighbours(measured, scene.table, t, there, obstacles, self._grid, count, share, rng)
+                draw_with_neighbours(measured, scene.table, t, there, obstacles, grid, count, own, rng, raised)
             )
 
         if self._lidar:
@@ -109,8 +115,7 @@ class PointCues:
             return thinned(points[self._grid.contains(points.astype(np.float64))], min(self._grid.voxel_size))
 
         spots = scene.derived("still", t, self.score, make)
-        raised = spots[:, 2] > self._ground_z + RAISED_M if self.rays.still_raised else None
-        batch.still_points, batch.still_valid = _draw(spots, self.rays.still, rng, raised, self.rays.still_raised)
+        batch.still_points, batch.still_valid = _draw(spots, self.rays.still, rng, self._still_raised)
 
     def add_adjacent(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
         """Masks and returns of the next keyframe, where `loss.splat` compares moved Gaussians with them."""
@@ -159,16 +164,7 @@ class PointCues:
 
 
 def _draw(
-    spots: np.ndarray,
-    count: int,
-    rng: np.random.Generator,
-    first: np.ndarray | None = None,
-    share: float = 0.0,
+    spots: np.ndarray, count: int, rng: np.random.Generator, raised: Raised | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`count` rows without replacement, zeros where there are fewer, and which are rows. Of those marked by `first` at
-    least a `share` of `count` is drawn, where there are so many."""
-    order = rng.permutation(len(spots))
-    if first is not None:
-        leading = order[first[order]][: round(share * count)]
-        order = np.concatenate([leading, order[~np.isin(order, leading)]])
-    return padded(spots[order[:count]], count)
+    """`count` rows without replacement, zeros where there are fewer, and which are rows."""
+    return padded(spots[drawn_order(spots, count, rng, raised)[:count]], count)

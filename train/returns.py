@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from geometry.grid import VoxelGrid
@@ -66,12 +66,35 @@ def movable_obstacles(scene: CachedScene, t: int, min_mask_score: float) -> Floa
     )  # fmt: skip
 
 
+class Raised(NamedTuple):
+    """That at least a `share` of what is drawn, where there is so much, lies higher than `above_z` (ego frame, m)."""
+
+    share: float
+    above_z: float
+
+
+def drawn_order(
+    points: Float32[np.ndarray, "n _columns"], count: int, rng: np.random.Generator, raised: Raised | None
+) -> Int[np.ndarray, " n"]:
+    """All rows (x, y, z, ...) in random order, those first that `raised` asks for of the first `count`."""
+    order = rng.permutation(len(points))
+    if raised is None or not raised.share:
+        return order
+    leading = order[points[order, 2] > raised.above_z][: round(raised.share * count)]
+    return np.concatenate([leading, order[~np.isin(order, leading)]])
+
+
 def draw_returns(
-    measured: Measured, grid: VoxelGrid, count: int, rng: np.random.Generator, own: bool = True
+    measured: Measured,
+    grid: VoxelGrid,
+    count: int,
+    rng: np.random.Generator,
+    own: bool = True,
+    raised: Raised | None = None,
 ) -> Returns:
     """`count` of the returns inside the volume, without replacement, padded where there are fewer."""
     inside = np.flatnonzero(grid.contains(measured.points.astype(np.float64)))
-    chosen = rng.permutation(inside)[:count]
+    chosen = inside[drawn_order(measured.points[inside], count, rng, raised)[:count]]
     (points, valid), (origins, _) = (padded(of_all[chosen], count) for of_all in (measured.points, measured.origins))
     return Returns(points, valid, torch.full((count,), own), origins)
 
@@ -95,6 +118,7 @@ def draw_with_neighbours(
     count: int,
     own_share: float,
     rng: np.random.Generator,
+    raised: Raised | None = None,
 ) -> Returns:
     """`count` returns: `own_share` of them the keyframe's, the rest shared among the keyframes `others`.
 
@@ -102,22 +126,23 @@ def draw_with_neighbours(
     keyframes only what stands still is taken, and no ray that passes near `obstacles`, where movable things are now.
     """
     if not others:
-        return draw_returns(measured(t), grid, count, rng)
+        return draw_returns(measured(t), grid, count, rng, raised=raised)
     own = round(count * own_share)
     ego_from_global = invert(np.asarray(table.global_from_ego[t], dtype=np.float64))
-    parts = [draw_returns(measured(t), grid, own, rng)]
+    parts = [draw_returns(measured(t), grid, own, rng, raised=raised)]
     for n, k in enumerate(others):
         # Shares that differ by one at most and sum to what is left.
         share = (count - own) * (n + 1) // len(others) - (count - own) * n // len(others)
         there = measured(k)
         ego_from_there = ego_from_global @ np.asarray(table.global_from_ego[k], dtype=np.float64)
         # Some lie outside the volume: enough are drawn that the rest will do, and only these are moved.
-        few = rng.permutation(np.flatnonzero(there.still))[: 3 * share]
+        still = np.flatnonzero(there.still)
+        few = still[drawn_order(there.points[still], 3 * share, rng, raised)[: 3 * share]]
         points, origins = (
             transform_points(ego_from_there, place[few].astype(np.float64)).astype(np.float32)
             for place in (there.points, there.origins)
         )
-        drawn = draw_returns(Measured(points, origins, there.still[few]), grid, share, rng, own=False)
+        drawn = draw_returns(Measured(points, origins, there.still[few]), grid, share, rng, False, raised)
         crossing = passes_near(drawn.points.numpy(), drawn.origins.numpy(), obstacles, NEAR_MOTION_M)
         parts.append(drawn._replace(valid=drawn.valid & ~torch.from_numpy(crossing)))
     return Returns(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

@@ -111,6 +111,9 @@ class RaysConfig(Section):
     now. Needs masks, for what moved in between is left out."""
     lidar_own: float = Field(default=0.5, gt=0.0, le=1.0)
     """Share of the keyframe's own returns, where others are cast too."""
+    raised: float = Field(default=0.0, ge=0.0, le=1.0)
+    """At least this share of the returns, where there are so many, lies above the ground (`model.depth_lift.ground_z`):
+    more than half of what a LiDAR measures is the road, which a network soon knows."""
     triangulated: NonNegativeInt = 0
     """Rays to points that the flow cues of what stands still give, beside LiDAR's or in their place: a camera-only
     run's returns (`train.triangulate`). Needs masks, `flow_next` and the backward flow cue."""
@@ -122,8 +125,7 @@ class RaysConfig(Section):
     still: PositiveInt = 2048
     """Spots on everything else whose flow is drawn to zero (`loss.lifted_still`)."""
     still_raised: float = Field(default=0.0, ge=0.0, le=1.0)
-    """At least this share of those, where there are so many, lies above the ground (`model.depth_lift.ground_z`): most
-    returns lie on it, and what is easily mistaken for something that moves does not."""
+    """At least this share of those lies above the ground: what is easily mistaken for something that moves does."""
     far_sample: bool = True
     """Whether the light that passes every sample comes from one more sample, at the exit of the volume (rays that see
     the sky then need no matter); False: weights are shared among the samples in the volume alone."""
@@ -166,6 +168,9 @@ class LossConfig(Section):
     free_space: NonNegativeFloat = 0.0
     """Matter that rays to returns pass before them (`lidar.free_space_loss`): what starts inside matter is not seen by
     rendering, and in a long run the way of the rays fills up."""
+    surface: NonNegativeFloat = 0.0
+    """How far returns lie from a surface (`lidar.surface_loss`): rendering does not see what is missing, and a volume
+    that starts empty, or a tree before a wall, may stay so."""
     pixel_depth: NonNegativeFloat = 0.0
     """Cross-entropy of each image cell's depth under the returns that fall into it; needs `model.depth_lift`."""
     pixel_match: NonNegativeFloat = 0.0

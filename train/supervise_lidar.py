@@ -15,7 +15,7 @@ from model.render import Renderer
 from train.batch import Batch
 from train.cast import cast_ranges
 from train.losses.averages import masked_mean
-from train.losses.lidar import free_space_loss, scale_invariant_loss, spread_loss
+from train.losses.lidar import free_space_loss, scale_invariant_loss, spread_loss, surface_loss
 from train.losses.pixel_depth import pixel_depth_loss
 from train.rays import beside, lidar_rays
 from train.settings import LossConfig
@@ -30,6 +30,8 @@ class RangeTerms(NamedTuple):
     """How far samples spread around the return."""
     free: Float[Tensor, ""]
     """Matter that the rays passed before it."""
+    surface: Float[Tensor, ""]
+    """How far returns lie from a surface."""
     returns: Int[Tensor, ""]
 
 
@@ -58,7 +60,10 @@ def supervise_ranges(
     free = ranges.new_zeros(())
     if loss.free_space:
         free = free_space_loss(cast.sdf, cast.distances[..., : cast.sdf.shape[-1]], measured, valid)
-    return RangeTerms(ranges, spread, free, valid.sum())
+    surface = ranges.new_zeros(())
+    if loss.surface:
+        surface = surface_loss(fields.sdf_at(batch.return_points), valid)
+    return RangeTerms(ranges, spread, free, surface, valid.sum())
 
 
 def supervise_pixel_depth(predicted: PixelDepth, batch: Batch) -> Float[Tensor, ""]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from train.losses.averages import masked_mean, valid_weights
-from train.losses.lidar import free_space_loss, scale_invariant_loss, spread_loss
+from train.losses.lidar import free_space_loss, scale_invariant_loss, spread_loss, surface_loss
 from train.losses.regularise import (
     edge_aware_smoothness,
     eikonal,
@@ -56,6 +56,18 @@ def test_free_space_by_hand() -> None:
     assert float(free_space_loss(sdf, distances, measured, valid)) == pytest.approx(0.2, abs=1e-6)
     assert float(free_space_loss(sdf, distances, measured, ~valid)) == 0
     assert float(free_space_loss(sdf, distances, torch.tensor([0.5, 0.0]), valid)) == 0
+
+
+def test_surface_by_hand() -> None:
+    """Inside matter as outside of it; padding and what is no number do not count."""
+    sdf = torch.tensor([0.5, -0.2, 9.0, math.nan], dtype=torch.float64, requires_grad=True)
+    valid = torch.tensor([True, True, False, True])
+    loss = surface_loss(sdf, valid)
+    assert loss.item() == pytest.approx(0.35)
+    loss.backward()
+    assert sdf.grad is not None
+    assert sdf.grad.tolist() == pytest.approx([0.5, -0.5, 0, 0])
+    assert surface_loss(sdf, torch.zeros(4, dtype=torch.bool)).item() == 0
 
 
 def test_free_space_gradient() -> None:

@@ -10,8 +10,8 @@ import torch
 from geometry.transforms import invert, transform_points
 from train.config import TrainConfig
 from train.data import KeyframeDataset
-from train.points import _draw
-from train.returns import Measured, Returns, draw_returns, passes_near, thinned
+from train.points import RAISED_M, _draw
+from train.returns import Measured, Raised, Returns, draw_returns, passes_near, thinned
 
 Make = Callable[..., TrainConfig]
 
@@ -116,20 +116,35 @@ def test_draw_pads_and_marks(tiny_config: Make) -> None:
     assert drawn.points[0].numpy() == pytest.approx(middle)
 
 
-def test_a_draw_takes_a_share_of_the_marked_ones() -> None:
-    """Of 1000 rows ten are marked: of 20 drawn, half marked, all ten are; of 8, four at least; without a share by
+def test_a_draw_takes_a_share_of_what_is_raised() -> None:
+    """Of 1000 rows ten are raised: of 20 drawn, half to be raised, all ten are; of 8, four at least; without a share by
     chance; none twice."""
-    spots = np.arange(3000, dtype=np.float32).reshape(1000, 3)
-    marked = np.arange(1000) % 100 == 7
+    spots = np.zeros((1000, 3), np.float32)
+    spots[:, 0] = np.arange(1000)
+    spots[7::100, 2] = 0.5
     for count, least in ((20, 10), (8, 4)):
-        drawn, valid = _draw(spots, count, np.random.default_rng(0), marked, 0.5)
-        rows = (drawn[:, 0] / 3).long().numpy()
+        drawn, valid = _draw(spots, count, np.random.default_rng(0), Raised(0.5, 0.4))
         assert valid.all()
-        assert len(set(rows)) == count
-        assert marked[rows].sum() >= least
+        assert len(set(drawn[:, 0].tolist())) == count
+        assert (drawn[:, 2] > 0.4).sum() >= least
     plain, _ = _draw(spots, 20, np.random.default_rng(0))
-    none, _ = _draw(spots, 20, np.random.default_rng(0), marked, 0.0)
+    none, _ = _draw(spots, 20, np.random.default_rng(0), Raised(0.0, 0.4))
     assert torch.equal(plain, none)
-    few, valid = _draw(spots[:3], 5, np.random.default_rng(0), marked[:3], 0.5)
+    few, valid = _draw(spots[:3], 5, np.random.default_rng(0), Raised(0.5, 0.4))
     assert valid.tolist() == [True] * 3 + [False] * 2
     assert few.shape == (5, 3)
+
+
+@pytest.mark.parametrize("reach", [0, 2])
+def test_a_share_of_the_returns_lies_above_the_ground(tiny_config: Make, reach: int) -> None:
+    """The keyframe's own and its neighbours' alike; as many as without, each of them measured."""
+    counts = {}
+    for share in (0.0, 0.9):
+        sample = returns_at(with_reach(tiny_config, reach, lidar=60, raised=share), 2)
+        up = (sample.points[:, 2] > RAISED_M) & sample.valid
+        counts[share] = up[sample.own].sum().item(), up[~sample.own].sum().item(), sample.valid.sum().item()
+    own = 60 if not reach else 30
+    assert counts[0.9][0] >= 0.9 * own > counts[0.0][0] > 0
+    assert counts[0.9][2] == pytest.approx(counts[0.0][2], abs=6)
+    if reach:
+        assert counts[0.9][1] > counts[0.0][1]

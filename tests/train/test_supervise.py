@@ -254,11 +254,11 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
         for x in (5.0, 10.0, 20.0):
             generator = torch.Generator().manual_seed(0)
             fields = wall_fields(config, x)
-            loss, spread, _, count = supervise_ranges(
+            found = supervise_ranges(
                 fields, renderer, batch, weights, step=10**6, far_sample=True, generator=generator
             )
-            assert count == 128
-            losses[x], spreads[x] = loss.item(), spread.item()
+            assert found.returns == 128
+            losses[x], spreads[x] = found.ranges.item(), found.spread.item()
         rays, measured = lidar_rays(batch.return_points, batch.return_origins)
         ranges = cast_ranges(
             wall_fields(config, 10.0), renderer, rays, jitter=torch.zeros(1, 128), step=10**6, far_sample=True
@@ -299,6 +299,32 @@ def test_rays_that_start_inside_matter_are_seen_by_the_free_space_term_alone(wor
     # 4.2 m at its middle, none 4.2 m further, over the 9.6 m to a metre before the return: 0.92 m, less what voxels of
     # 1.6 m round off at the middle.
     assert 0.5 < found["ball and wall"].free < 0.92
+
+
+def test_what_is_missing_is_drawn_to_its_returns_by_the_surface_term_alone(world: Any, tiny_config: Make) -> None:
+    """A wall behind the returns, the volume empty where they are: only the surface term says anything there."""
+    config = tiny_config()
+    batch = batch_at(config, 1)
+    renderer = Renderer(config.model.render.model_copy(update={"temperature_v": 0.3, "samples": 96}))
+    y = torch.linspace(-6, 6, 64)
+    batch.return_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
+    batch.return_origins = torch.tensor([0.0, 0.0, 1.8]).expand(1, 64, 3)
+    batch.return_valid = batch.return_own = torch.ones(1, 64, dtype=torch.bool)
+    wall = wall_fields(config, 20.0)
+    sdf = wall.sdf.clone().requires_grad_()
+    terms = supervise_ranges(
+        Fields(sdf, wall.flow, wall.grid), renderer, batch,
+        config.loss.model_copy(update={"surface": 1.0, "lidar_spread": 1.0, "free_space": 1.0}),
+        step=10**6, far_sample=True, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert terms.surface.item() == pytest.approx(10.0, abs=0.1)
+    at_returns = wall.grid.index_coordinates(batch.return_points[0]).floor().long()
+    drawn = {}
+    for name in ("ranges", "spread", "free", "surface"):
+        (gradient,) = torch.autograd.grad(getattr(terms, name), sdf, retain_graph=True)
+        drawn[name] = gradient[0][tuple(at_returns.T)].abs().max().item()
+    assert drawn["surface"] > 1e-3
+    assert max(drawn["ranges"], drawn["spread"], drawn["free"]) < 1e-6 * drawn["surface"]
 
 
 def test_matter_on_a_half_full_grid(tiny_config: Make) -> None:

@@ -62,6 +62,20 @@ def spread_loss(
     return masked_mean((shares * error).sum(dim=-1), valid & kept)
 
 
+def surface_loss(sdf: Float[Tensor, "*rays"], valid: Bool[Tensor, "*rays"]) -> Float[Tensor, ""]:
+    """Mean of |sdf|, metres, over the valid returns: each lies on a surface. Zero without any.
+
+    Rendering cannot ask for matter where there is none: samples there have no weight, and so no gradient. A ray to a
+    tree whose place is empty renders the wall behind it, and the losses above then move the wall. A worked case:
+    distances of 0.5 m and -0.2 m at two returns: 0.35 in the mean.
+
+    Args:
+        sdf: signed distance at the returns, metres; not a number removes the return.
+        valid: returns to count.
+    """
+    return masked_mean(sdf.abs(), valid & torch.isfinite(sdf.detach()))
+
+
 def free_space_loss(
     sdf: Float[Tensor, "*rays samples"],
     distances: Float[Tensor, "*rays samples"],
