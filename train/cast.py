@@ -44,6 +44,10 @@ class CameraCast:
         """Values (n, ..., rays) of (batch, cameras, ..., h, w) at the rays' pixels."""
         return self.grid.pick(images.flatten(0, 1)).flatten(-2)
 
+    def held(self) -> Float[Tensor, "n rays"]:
+        """Share of each ray's light that ends inside the volume, 0 to 1."""
+        return self.weights[..., : self.sdf.shape[-1]].sum(dim=-1)
+
     def rendered_flow(self) -> Float[Tensor, "n rays 2"]:
         """Object flow of eq. 14, metres per keyframe interval."""
         assert self.flow is not None, "rendered without flow"

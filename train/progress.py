@@ -10,6 +10,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from train.module import StageModule
 
 _SHOWN = ("total", "photometric", "flow", "lifted_flow", "lidar", "dreg", "pixel_depth")
+EMPTY = 0.05
+"""Share of the light of camera rays below which a volume holds nothing: one that has begun to learn holds most."""
 LINE_SECONDS = 30.0
 """Time between two lines where there is no terminal: a bar in a batch system's log shows only its end."""
 
@@ -49,6 +51,18 @@ class Reporter(pl.Callback):
             scalars = pl_module.numbers | {"optimiser/rate": max(rates)}
             prefixed = {f"stage{pl_module.stage}/{name}": value for name, value in scalars.items()}
             trainer.logger.log_metrics(prefixed, step=pl_module.step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so if the volume is still as empty as it began: nothing else would, for such losses look like others."""
+        assert isinstance(pl_module, StageModule)
+        opacity = pl_module.numbers.get("render/opacity", 1.0)
+        if trainer.is_global_zero and opacity < EMPTY:
+            self.console.print(
+                f"stage {pl_module.stage} leaves an empty volume: {opacity:.1%} of what cameras see ends in it. "
+                "Rendering has no gradient where nothing is; loss.surface with LiDAR or triangulated returns, "
+                "or another seed, gets such a run going",
+                style="yellow", markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
 
     def _tell(self, module: StageModule) -> None:
         numbers, now = module.numbers, time.monotonic()

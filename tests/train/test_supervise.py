@@ -254,9 +254,7 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
         for x in (5.0, 10.0, 20.0):
             generator = torch.Generator().manual_seed(0)
             fields = wall_fields(config, x)
-            found = supervise_ranges(
-                fields, renderer, batch, weights, step=10**6, far_sample=True, generator=generator
-            )
+            found = supervise_ranges(fields, renderer, batch, weights, step=10**6, far_sample=True, generator=generator)
             assert found.returns == 128
             losses[x], spreads[x] = found.ranges.item(), found.spread.item()
         rays, measured = lidar_rays(batch.return_points, batch.return_origins)

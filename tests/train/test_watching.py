@@ -81,6 +81,23 @@ def test_a_log_file_gets_lines_with_losses_and_time(tiny_config: Make, monkeypat
     assert " 100% 0:00 left" in lines[5]
 
 
+@pytest.mark.parametrize(
+    ("start", "empty"), [({"sdf_init": "free", "sdf_bias": 3.0}, True), ({"sdf_init": "ground"}, False)]
+)
+def test_a_volume_that_stays_empty_is_said(
+    tiny_config: Make, monkeypatch: pytest.MonkeyPatch, start: dict[str, Any], empty: bool
+) -> None:
+    """Also where no progress is asked for. 3 m from any matter all light passes; on a ground much of it ends."""
+    written = io.StringIO()
+    monkeypatch.setattr(train.progress, "Console", lambda: Console(file=written, width=40))
+    run(tiny_config(model={"heads": start}, optimiser={"lr": 1e-9}))
+    lines = written.getvalue().splitlines()
+    assert [line.split(":")[0] for line in lines] == (
+        ["stage 1 leaves an empty volume", "stage 2 leaves an empty volume"] if empty else []
+    )
+    assert all("loss.surface" in line for line in lines)
+
+
 def test_deterministic_mode_holds_for_the_run_alone(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     original = StageModule.training_step
