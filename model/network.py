@@ -58,29 +58,32 @@ class OccFlow(nn.Module):
         self.register_buffer("image_mean", torch.tensor(IMAGENET_MEAN, device="cpu")[:, None, None], persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGENET_STD, device="cpu")[:, None, None], persistent=False)
 
-    def forward(self, frames: FrameInput) -> Fields:
+    def forward(self, frames: FrameInput, *, motion: bool = True) -> Fields:
         """Fields at the current keyframe, in its ego frame.
 
         A volume is lifted from each keyframe's cameras; the past volumes are aligned to the current ego frame and
         fused with the current one; the result is refined, brought to the output voxels and decoded.
-        """
-        return self.decode(self.lift_queue(frames), frames.current_from_ref)
 
-    def decode(self, queue: list[Lifted], current_from_ref: Float[Tensor, "b q 4 4"]) -> Fields:
+        Args:
+            motion: False leaves the flow zero, and out what nothing but the flow needs.
+        """
+        return self.decode(self.lift_queue(frames, motion=motion), frames.current_from_ref, motion=motion)
+
+    def decode(self, queue: list[Lifted], current_from_ref: Float[Tensor, "b q 4 4"], *, motion: bool = True) -> Fields:
         """Fields from what `lift_queue` gives, or `lift` gave for each keyframe earlier: fusion, refinement, heads."""
         now = queue[-1]
         refined = self.refine(self.fusion([lifted.volume for lifted in queue], current_from_ref))
         pixel_depth, pixel_motion, carried = None, None, None
         if self.depth_lift is not None:
             pixel_depth, context = self.depth_lift.head(now.finest, now.rig)
-            if self.pixel_motion_head is not None:
+            if motion and self.pixel_motion_head is not None:
                 pixel_motion = self._compare(queue, current_from_ref, pixel_depth)
                 carried = torch.cat([pixel_motion.motion, pixel_motion.context], dim=1)
             lifted, carried = self.depth_lift.tell(pixel_depth, context, now.rig, carried)
             refined = self.depth_lift.add(refined, lifted)
         # Under autocast the decoders answer in half precision, in which a distance of 30 m has steps of 0.125 m.
         sdf = self.sdf_head(refined).to(self.image_mean.dtype)
-        flow = self.flow_head(refined, carried).to(self.image_mean.dtype)
+        flow = self.flow_head(refined, carried).to(sdf) if motion else sdf.new_zeros(*sdf.shape, 2)
         features = refined if self.movable_head is not None else None
         return Fields(sdf, flow, self.grid, pixel_depth, features, pixel_motion)
 
@@ -136,30 +139,31 @@ class OccFlow(nn.Module):
             current_from_ref[:, max(0, current_from_ref.shape[1] - 2)],
         )
 
-    def lift_queue(self, frames: FrameInput) -> list[Lifted]:
+    def lift_queue(self, frames: FrameInput, *, motion: bool = True) -> list[Lifted]:
         """Each keyframe of every queue, oldest first, in its own ego frame; the past ones carry no gradient."""
         queue = frames.images.shape[1]
         first = 0 if self.config.fusion.kind != "none" else queue - 1
         past: list[Lifted] = []
         if queue - first > 1:
             with torch.no_grad():
-                past = self.lift(_keyframes(frames, first, queue - 1)).split(queue - 1 - first)
-        return [*past, self.lift(_keyframes(frames, queue - 1, queue))]
+                past = self.lift(_keyframes(frames, first, queue - 1), motion=motion).split(queue - 1 - first)
+        return [*past, self.lift(_keyframes(frames, queue - 1, queue), motion=motion)]
 
-    def lift(self, frames: FrameInput) -> Lifted:
+    def lift(self, frames: FrameInput, *, motion: bool = True) -> Lifted:
         """All keyframes of all samples, n = batch x queue: backbone, pyramid, TPV encoder."""
         levels, rig, images = self._look(frames)
-        return self._described(levels, rig, images)._replace(volume=self.tpv(levels, rig))
+        return self._described(levels, rig, images, motion)._replace(volume=self.tpv(levels, rig))
 
     def _described(
         self,
         levels: list[Float[Tensor, "views dim _h _w"]],
         rig: CameraRig,
         images: Float[Tensor, "views 3 _height _width"],
+        motion: bool = True,
     ) -> Lifted:
         """All of it but the volume, which is empty."""
         descriptors = None
-        if self.pixel_motion_head is not None:
+        if motion and self.pixel_motion_head is not None:
             descriptors = self.pixel_motion_head.describe(images, levels[0])
         return Lifted(levels[0].new_zeros(len(rig.K), 0, 0, 0, 0), levels[0], rig, descriptors)
 

@@ -89,7 +89,7 @@ class StageModule(pl.LightningModule):
             return self._image_step(batch, terms)
 
         # From three keyframes to the fields of geometry and motion, and along camera rays to images (eqs. 1-7, 13).
-        fields = self.network(batch.frames)
+        fields = self.network(batch.frames, motion=self.stage == 2)
         cast = self._cast(fields, batch, generator)
 
         # What moves: rays whose flow cue disagrees with depth and ego-motion, on movable things (eq. 10).

@@ -256,6 +256,25 @@ def test_history_decides_motion_and_nothing_else(tiny_config: ModelConfig, tiny_
     torch.testing.assert_close(alone[1].motion, before.pixel_motion.motion)
 
 
+def test_geometry_alone_is_the_same_geometry(
+    tiny_config: ModelConfig, tiny_frames: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked without motion the network gives the same distances, a flow of zero, and works out nothing for it."""
+    network = OccFlow(tiny_config).eval()
+    with torch.no_grad():
+        whole = network(tiny_frames)
+        for part in (network.flow_head, network.pixel_motion_head):
+            if part is not None:
+                monkeypatch.setattr(part, "forward", None)
+                monkeypatch.setattr(part, "describe", None, raising=False)
+        bare = network(tiny_frames, motion=False)
+    assert torch.equal(whole.sdf, bare.sdf)
+    assert whole.flow.any()
+    assert not bare.flow.any()
+    assert bare.flow.shape == whole.flow.shape
+    assert bare.pixel_motion is None
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
