@@ -36,9 +36,9 @@ class Counting(OccFlow):
 
     encoded = 0
 
-    def lift(self, frames: FrameInput) -> Lifted:
+    def lift(self, frames: FrameInput, *, motion: bool = True) -> Lifted:
         self.encoded += frames.images.shape[0] * frames.images.shape[1]
-        return super().lift(frames)
+        return super().lift(frames, motion=motion)
 
 
 def network(config: ModelConfig = CONFIG) -> Counting:
