@@ -21,6 +21,7 @@ from train.settings import (
     Section,
     SplatConfig,
     StageConfig,
+    StartConfig,
 )
 
 _CONFIGS = resources.files("train") / "configs"
@@ -39,6 +40,7 @@ class TrainConfig(Section):
     out: Path
     seed: NonNegativeInt = 0
     model: ModelConfig = ModelConfig()
+    start: StartConfig = StartConfig()
     data: DataConfig = DataConfig()
     rays: RaysConfig = RaysConfig()
     ablation: AblationConfig = AblationConfig()
@@ -51,6 +53,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
+        if self.start.backbone is not None and self.start.network is not None:
+            raise ValueError("start.network holds a backbone already: give that or start.backbone, not both")
         if self.rays.strides[0] > self.rays.strides[1]:
             raise ValueError(f"rays.strides are (lowest, highest), got {self.rays.strides}")
         if self.loss.pixel_depth and not self.model.depth_lift.bins:

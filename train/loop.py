@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
 
 from model.checkpoint import CheckpointError, load_weights, save_model
 from model.memory import keep_freed_memory
@@ -32,6 +33,7 @@ from train.pictures import Painter
 from train.progress import Reporter
 from train.selection import frames_again, training_frames, with_repeats
 from train.speed import compile_blocks, products
+from train.start import Taken, begin_from
 from train.validate import Validator, validation_batches
 
 
@@ -83,8 +85,10 @@ def train(config: TrainConfig, *, resume: bool = False, stop: StopRequest | None
     started = time.monotonic()
     if config.run.accelerator == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
+    network, begun = _new_network(config, resume)
     _prepare(config, resume)
-    network = _initial_network(config)
+    if _first_process():
+        _keep_untrained(config, network, begun)
     if config.run.compile:
         compile_blocks(network)
     results: list[StageResult] = []
@@ -192,21 +196,32 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _initial_network(config: TrainConfig) -> OccFlow:
-    """The network from the seed; kept in `untrained/` as the baseline that training is measured against."""
+def _new_network(config: TrainConfig, resume: bool) -> tuple[OccFlow, Taken | None]:
+    """The network from the seed and from `start`, and what it took from there.
+
+    A run that goes on has its start in `untrained/`, and needs the file no more.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = OccFlow(config.model)
+    if resume:
+        with suppress(CheckpointError):
+            load_weights(network, config.out / "untrained")
+            return network, None
+    return network, begin_from(network, config.start)
+
+
+def _keep_untrained(config: TrainConfig, network: OccFlow, begun: Taken | None) -> None:
+    """Keep the network in `untrained/`, the baseline that training is measured against, or take it from there."""
     folder = config.out / "untrained"
-    if not _first_process():
-        return network
     try:
         load_weights(network, folder)
     except CheckpointError:
         shutil.rmtree(folder, ignore_errors=True)
         save_model(network, folder)
         (folder / CONFIG_NAME).write_text(dump_config(config))
-    return network
+        if begun is not None:
+            begun.tell(Console())
 
 
 def _trainer_options(config: TrainConfig) -> dict[str, Any]:

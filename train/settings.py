@@ -286,6 +286,15 @@ class StageConfig(Section):
         return self
 
 
+class StartConfig(Section):
+    """Weights to start from (`train.start`); what they lack is the seed's. At most one."""
+
+    backbone: Path | None = None
+    """An official ConvNeXt file (ImageNet), or SparK's."""
+    network: Path | None = None
+    """A checkpoint folder of another run: every tensor of equal name and shape is taken."""
+
+
 class RunConfig(Section):
     """The machine's side of a run."""
 
