@@ -56,8 +56,8 @@ def _from_official(network: OccFlow, path: Path) -> Taken:
         report = load_official_weights(network.backbone, path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"start.backbone: {error}") from error
-    names = (tuple(f"backbone.{name}" for name in part) for part in (report.loaded, report.missing))
-    return Taken(path, *names, report.unused)
+    loaded, missing = (tuple(f"backbone.{name}" for name in names) for names in (report.loaded, report.missing))
+    return Taken(path, loaded, missing, report.unused)
 
 
 def _from_run(network: OccFlow, folder: Path) -> Taken:
