@@ -6,6 +6,7 @@ import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.network import OccFlow
@@ -65,15 +66,20 @@ def load_model(folder: str | Path) -> OccFlow:
     return model.eval()
 
 
-def load_weights(model: OccFlow, folder: str | Path) -> None:
-    """Load `model.safetensors` of `folder` into `model`, all names and shapes or nothing (see `load_model`)."""
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of `folder`'s `model.safetensors`, by name. Raises CheckpointError: it is missing or damaged."""
     path = Path(folder) / WEIGHTS_NAME
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a checkpoint folder holds {CONFIG_NAME}, {WEIGHTS_NAME}")
     try:
-        state = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); take an earlier one") from error
+
+
+def load_weights(model: OccFlow, folder: str | Path) -> None:
+    """Load `model.safetensors` of `folder` into `model`, all names and shapes or nothing (see `load_model`)."""
+    path, state = Path(folder) / WEIGHTS_NAME, read_weights(folder)
     own = model.state_dict()
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]

@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,12 @@ def train(config: TrainConfig, *, resume: bool = False, stop: StopRequest | None
     started = time.monotonic()
     if config.run.accelerator == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
-    network, begun = _new_network(config, resume)
+    network = _new_network(config)
+    kept = resume and _load_untrained(config, network)
+    # Before the run's folder is made: a file that cannot be used leaves none behind.
+    begun = None if kept else begin_from(network, config.start)
     _prepare(config, resume)
-    if _first_process():
+    if not kept and _first_process():
         _keep_untrained(config, network, begun)
     if config.run.compile:
         compile_blocks(network)
@@ -196,32 +199,29 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _new_network(config: TrainConfig, resume: bool) -> tuple[OccFlow, Taken | None]:
-    """The network from the seed and from `start`, and what it took from there.
-
-    A run that goes on has its start in `untrained/`, and needs the file no more.
-    """
+def _new_network(config: TrainConfig) -> OccFlow:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = OccFlow(config.model)
-    if resume:
-        with suppress(CheckpointError):
-            load_weights(network, config.out / "untrained")
-            return network, None
-    return network, begin_from(network, config.start)
+        return OccFlow(config.model)
+
+
+def _load_untrained(config: TrainConfig, network: OccFlow) -> bool:
+    """Whether the run that goes on has its start in `untrained/`, from where it is then taken."""
+    try:
+        load_weights(network, config.out / "untrained")
+    except CheckpointError:
+        return False
+    return True
 
 
 def _keep_untrained(config: TrainConfig, network: OccFlow, begun: Taken | None) -> None:
-    """Keep the network in `untrained/`, the baseline that training is measured against, or take it from there."""
+    """Keep the network in `untrained/`, the baseline that training is measured against."""
     folder = config.out / "untrained"
-    try:
-        load_weights(network, folder)
-    except CheckpointError:
-        shutil.rmtree(folder, ignore_errors=True)
-        save_model(network, folder)
-        (folder / CONFIG_NAME).write_text(dump_config(config))
-        if begun is not None:
-            begun.tell(Console())
+    shutil.rmtree(folder, ignore_errors=True)
+    save_model(network, folder)
+    (folder / CONFIG_NAME).write_text(dump_config(config))
+    if begun is not None:
+        begun.tell(Console())
 
 
 def _trainer_options(config: TrainConfig) -> dict[str, Any]:

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from model.backbone import ConvNeXt, load_official_weights
-from model.checkpoint import WEIGHTS_NAME
+from model.checkpoint import WEIGHTS_NAME, CheckpointError, read_weights
 from model.network import OccFlow
 from train.config import ConfigError
 from train.settings import StartConfig
@@ -63,10 +61,10 @@ def _from_official(network: OccFlow, path: Path) -> Taken:
 def _from_run(network: OccFlow, folder: Path) -> Taken:
     path = folder / WEIGHTS_NAME
     try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
+        found = read_weights(folder)
+    except CheckpointError as error:
         raise ConfigError(
-            f"start.network: {path}: {error}; give a checkpoint folder, such as <out>/stage1 of another run"
+            f"start.network: {error}; give a checkpoint folder, such as <out>/stage1 of another run"
         ) from error
     own = network.state_dict()
     fitting = {name: value for name, value in found.items() if name in own and value.shape == own[name].shape}

@@ -238,14 +238,19 @@ def test_cast_finds_a_wall_and_the_far_sample_holds_the_rest(world: Any, tiny_co
     assert torch.allclose(surface[..., 2], cast.depth, rtol=1e-4)
 
 
+def returns_ahead(config: TrainConfig, count: int) -> tuple[Batch, Renderer]:
+    """A batch whose returns lie side by side 10 m ahead of the ego origin, and a renderer with sharp surfaces."""
+    batch = batch_at(config, 1)
+    y = torch.linspace(-6, 6, count)
+    batch.return_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
+    batch.return_valid = batch.return_own = torch.ones(1, count, dtype=torch.bool)
+    return batch, Renderer(config.model.render.model_copy(update={"temperature_v": 0.3, "samples": 96}))
+
+
 def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
     """Returns on a plane 10 m ahead: that plane's field has the least loss, whatever the scale of the others."""
     config = tiny_config()
-    batch = batch_at(config, 1)
-    renderer = Renderer(config.model.render.model_copy(update={"temperature_v": 0.3, "samples": 96}))
-    y = torch.linspace(-6, 6, 128)
-    batch.return_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
-    batch.return_valid = batch.return_own = torch.ones(1, 128, dtype=torch.bool)
+    batch, renderer = returns_ahead(config, 128)
     assert batch.return_origins is not None
     batch.return_origins = batch.return_origins[:, :128]
     losses, spreads = {}, {}
@@ -272,12 +277,8 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
 def test_rays_that_start_inside_matter_are_seen_by_the_free_space_term_alone(world: Any, tiny_config: Make) -> None:
     """A ball of matter around the LiDAR, a wall where the returns are: rendering leaves the ball without weight."""
     config = tiny_config()
-    batch = batch_at(config, 1)
-    renderer = Renderer(config.model.render.model_copy(update={"temperature_v": 0.3, "samples": 96}))
-    y = torch.linspace(-6, 6, 64)
-    batch.return_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
+    batch, renderer = returns_ahead(config, 64)
     batch.return_origins = torch.tensor([0.0, 0.0, 1.8]).expand(1, 64, 3)
-    batch.return_valid = batch.return_own = torch.ones(1, 64, dtype=torch.bool)
     wall = wall_fields(config, 10.0)
     grid = wall.grid
     axes = [
@@ -302,12 +303,8 @@ def test_rays_that_start_inside_matter_are_seen_by_the_free_space_term_alone(wor
 def test_what_is_missing_is_drawn_to_its_returns_by_the_surface_term_alone(world: Any, tiny_config: Make) -> None:
     """A wall behind the returns, the volume empty where they are: only the surface term says anything there."""
     config = tiny_config()
-    batch = batch_at(config, 1)
-    renderer = Renderer(config.model.render.model_copy(update={"temperature_v": 0.3, "samples": 96}))
-    y = torch.linspace(-6, 6, 64)
-    batch.return_points = torch.stack([torch.full_like(y, 10.0), y, torch.full_like(y, 1.8)], dim=-1)[None]
+    batch, renderer = returns_ahead(config, 64)
     batch.return_origins = torch.tensor([0.0, 0.0, 1.8]).expand(1, 64, 3)
-    batch.return_valid = batch.return_own = torch.ones(1, 64, dtype=torch.bool)
     wall = wall_fields(config, 20.0)
     sdf = wall.sdf.clone().requires_grad_()
     terms = supervise_ranges(
