@@ -202,7 +202,7 @@ def summarise(
 
 
 def _agree(folder: Path, plan: Plan, material: Material) -> dict[str, str]:
-    """Digest of every row's configuration; the same in all invocations on this folder."""
+    """Digest of every row's configuration; the same in all invocations on this folder, but for rows that came later."""
     from train.ablations import digest, row_config, rows
 
     digests = {
@@ -210,17 +210,19 @@ def _agree(folder: Path, plan: Plan, material: Material) -> dict[str, str]:
         for row in rows()
     }
     path = folder / "matrix.json"
-    now = {"training": list(material.training), "held_out": list(material.held_out), "digests": digests}
+    material_now = {"training": list(material.training), "held_out": list(material.held_out)}
     if path.exists():
         before = json.loads(path.read_text())
-        changed = [key for key in now if before[key] != now[key]]
+        changed = [key for key in material_now if before[key] != material_now[key]]
+        # Rows that came later are no change of those that there were.
+        changed += ["digests"] if not before["digests"].items() <= digests.items() else []
         if changed:
             raise MatrixError(
                 f"{path}: this matrix was begun with another {' and '.join(changed)}; runs of both in one table would "
                 f"compare what is not alike. It was: base {before['base']}, overrides {before['overrides']}. "
                 "Give these, or another --out"
             )
-    _write(path, {"base": plan.base, "overrides": list(plan.overrides), **now})
+    _write(path, {"base": plan.base, "overrides": list(plan.overrides), **material_now, "digests": digests})
     return digests
 
 

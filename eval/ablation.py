@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
+from eval.beyond import BEYOND
 from eval.paired import CONFIDENCE, paired_difference
-from eval.paper import COMPARISONS, PAPER
+from eval.paper import COMPARISONS, PAPER, Comparison
 from eval.results import plain
 
 FIGURES = {
@@ -23,6 +24,9 @@ FIGURES = {
     "FL_10%": "FL_10%",
 }
 """Figures of a run, by the paper's names where it has them, and their headings."""
+
+HIGHER_IS_BETTER = frozenset({"RayIoU", "non-ground"})
+"""All others of `FIGURES` are errors."""
 
 STANDS_FOR = (
     "RayIoU, mAVE: as the paper's on nuScenes (protocol geometry; true positives by distance alone), on the truth of "
@@ -92,28 +96,41 @@ def _means(runs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _compared(results: Results) -> list[dict[str, Any]]:
     entries = []
-    for comparison in COMPARISONS:
+    for comparison in (*COMPARISONS, *BEYOND):
         row, reference = results.get(comparison.row, {}), results.get(comparison.reference, {})
         for metric in comparison.metrics:
             sides = [{seed: _figure(result, metric) for seed, result in side.items()} for side in (row, reference)]
             found = paired_difference(*sides)
-            expected = comparison.expected(metric)
+            paper = in_paper(comparison, metric)
             entries.append(
                 {
                     "table": comparison.table,
                     "row": comparison.row,
                     "reference": comparison.reference,
                     "metric": metric,
-                    "paper": PAPER[comparison.row][metric] - PAPER[comparison.reference][metric],
+                    "paper": paper,
                     "seeds": list(found.seeds),
                     "without_value": list(found.missing),
                     "mean": found.mean,
                     "low": found.low,
                     "high": found.high,
-                    "verdict": found.verdict(expected),
+                    "verdict": found.verdict(better(metric), ("better", "worse"))
+                    if paper is None
+                    else found.verdict((paper > 0) - (paper < 0)),
                 }
             )
     return entries
+
+
+def in_paper(comparison: Comparison, metric: str) -> float | None:
+    """Row less reference as the paper has it, None where it has no such row."""
+    row, reference = PAPER.get(comparison.row), PAPER.get(comparison.reference)
+    return None if row is None or reference is None else row[metric] - reference[metric]
+
+
+def better(metric: str) -> int:
+    """The sign of a change for the better."""
+    return 1 if metric in HIGHER_IS_BETTER else -1
 
 
 def _baselines(seen: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -166,7 +183,7 @@ def _comparison_cells(summary: Mapping[str, Any]) -> list[list[str]]:
         mean = "" if found["mean"] is None else f"{found['mean']:+.3f}"
         interval = "" if found["low"] is None else f"{found['low']:+.3f} to {found['high']:+.3f}"
         compared = f"{found['row']} - {found['reference']}"
-        paper = f"{found['paper']:+.3f}"
+        paper = "" if found["paper"] is None else f"{found['paper']:+.3f}"
         cells.append([found["table"], compared, found["metric"], paper, mean, interval, seeds, found["verdict"]])
     return cells
 
@@ -197,8 +214,8 @@ def markdown(summary: Mapping[str, Any], command: str, setting: str) -> str:
     parts += ["", "## Paired differences", ""]
     parts += [
         "Row minus reference per seed; interval of the mean by Student's t over seeds, not corrected for the number of "
-        "comparisons. `as the paper` and `opposite`: the interval leaves out zero. Seeds vary the network's start and "
-        "all that training draws, not the log.",
+        "comparisons. `as the paper` and `opposite`, and of what the paper does not have `better` and `worse`: the "
+        "interval leaves out zero. Seeds vary the network's start and all that training draws, not the log.",
         "",
     ]
     parts += _markdown_table(_COMPARISON_HEADINGS, _comparison_cells(summary))

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Verdict = Literal["as the paper", "opposite", "unresolved"]
+UNRESOLVED = "unresolved"
 CONFIDENCE = 0.95
 
 
@@ -30,11 +29,12 @@ class Difference:
     high: float
     missing: tuple[int, ...] = ()
 
-    def verdict(self, expected: int) -> Verdict:
-        """Whether the interval lies wholly on the side of `expected` (+1 or -1), wholly on the other, or neither."""
+    def verdict(self, expected: int, words: tuple[str, str] = ("as the paper", "opposite")) -> str:
+        """Whether the interval lies wholly on the side of `expected` (+1 or -1), wholly on the other, or neither: the
+        first of `words`, the second, or `unresolved`."""
         if self.missing or not (self.low > 0 or self.high < 0) or not expected:
-            return "unresolved"
-        return "as the paper" if (self.low > 0) == (expected > 0) else "opposite"
+            return UNRESOLVED
+        return words[(self.low > 0) != (expected > 0)]
 
 
 def paired_difference(row: Mapping[int, float | None], reference: Mapping[int, float | None]) -> Difference:

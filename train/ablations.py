@@ -1,4 +1,5 @@
-"""The rows of the paper's ablation tables as training runs: which there are, and what of them is one and the same."""
+"""The rows of the ablation tables, the paper's and our own, as training runs: which there are, and what of them is one
+and the same."""
 
 import hashlib
 import json
@@ -11,12 +12,14 @@ from train.checkpoint import CONFIG_NAME, load_state
 from train.config import ConfigError, TrainConfig, ablation_rows, load_config
 
 ORDER = ("camera_only", "camera_lidar")
-"""The rows that come first; the others follow by name, table by table."""
+"""The rows that come first; the paper's others follow by name, table by table, then what the paper does not have."""
+OWN = "own_"
+"""How the names of the latter begin."""
 
 
 def rows() -> tuple[str, ...]:
     """All rows, in the order in which they are run."""
-    return (*ORDER, *(row for row in ablation_rows() if row not in ORDER))
+    return (*ORDER, *sorted(set(ablation_rows()) - set(ORDER), key=lambda row: (row.startswith(OWN), row)))
 
 
 def row_config(
@@ -74,7 +77,7 @@ def first_stage_digest(config: TrainConfig) -> str | None:
 _SECOND_STAGE_SWITCHES = (
     "dynamic_disentanglement", "forward_static_flow", "backward_static_flow", "flow_supervision",
 )  # fmt: skip
-_SECOND_STAGE_LOSSES = ("lifted_flow", "lifted_still")
+_SECOND_STAGE_LOSSES = ("lifted_flow", "lifted_still", "instance_flow")
 """Of the second stage's losses, those that rows differ in."""
 _MACHINE = {"accelerator", "devices", "checkpoint_seconds", "log_every", "progress", "compile"}
 

@@ -86,7 +86,7 @@ def presets() -> list[str]:
 
 
 def ablation_rows() -> list[str]:
-    """Names of the small override files, one per row of the paper's ablation tables."""
+    """Names of the small override files, one per row of the ablation tables."""
     return sorted(entry.name.removesuffix(".yaml") for entry in (_CONFIGS / "ablations").iterdir())
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.ablation import FIGURES, compare, figures_of, markdown
+from eval.ablation import FIGURES, compare, figures_of, in_paper, markdown
+from eval.beyond import BEYOND
 from eval.paired import paired_difference
 from eval.paper import COMPARISONS, PAPER
 
@@ -41,7 +42,7 @@ def test_a_missing_value_leaves_all_unresolved() -> None:
 
 def test_the_papers_orders() -> None:
     """What the text says of its tables, against the numbers that were copied."""
-    signs = {(c.row, c.reference, m): c.expected(m) for c in COMPARISONS for m in c.metrics}
+    signs = {(c.row, c.reference, m): np.sign(in_paper(c, m) or 0.0) for c in COMPARISONS for m in c.metrics}
     assert signs["camera_lidar", "camera_only", "RayIoU"] == 1
     assert all(
         signs["t4_full", f"t4_{other}", "EPE"] == -1 for other in ("concat", "bev_pool_forward", "bev_pool_bfam")
@@ -52,7 +53,21 @@ def test_the_papers_orders() -> None:
     assert signs["t7_with_flow", "t7_without_flow", "DE"] == 1, "depth is slightly worse with flow"
     assert signs["t8_two_stage", "t8_joint", "mAVE"] == 1, "mAVE is lowest without two stages"
     assert all(row in PAPER for c in COMPARISONS for row in (c.row, c.reference))
-    assert all(metric in FIGURES for c in COMPARISONS for metric in c.metrics)
+    assert all(metric in FIGURES for c in (*COMPARISONS, *BEYOND) for metric in c.metrics)
+
+
+def test_what_the_paper_does_not_have_is_better_or_worse() -> None:
+    """By the figure's own sense: less error, more RayIoU."""
+    base = {seed: result("camera_lidar", seed, **{"RayIoU": 40.0, "flow error": 5.0}) for seed in (0, 1)}
+    row = {seed: result("own_confidence", seed, **{"RayIoU": 41.0, "flow error": 6.0}) for seed in (0, 1)}
+    summary = compare({"camera_lidar": base, "own_confidence": row}, {})
+    found = {c["metric"]: c for c in summary["comparisons"] if c["row"] == "own_confidence"}
+    assert {name: c["verdict"] for name, c in found.items()} == {
+        "RayIoU": "better", "flow error": "worse", "EPE_FG": "unresolved",
+    }  # fmt: skip
+    assert found["RayIoU"]["paper"] is None
+    text = markdown(summary, "make ablate", "Trained on a; held out: b.")
+    assert "| own | own_confidence - camera_lidar | RayIoU |  | +1.000 | +1.000 to +1.000 | 2 | better |" in text
 
 
 def result(row: str, seed: int, **figures: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from eval.beyond import BEYOND
 from eval.paper import COMPARISONS
 from model.network import OccFlow
 from train.ablations import row_config
@@ -14,7 +15,8 @@ from train.config import TrainConfig
 from train.data import KeyframeDataset
 from train.module import StageModule
 
-PAIRS = sorted({(comparison.row, comparison.reference) for comparison in COMPARISONS})
+PAIRS = sorted({(c.row, c.reference) for c in (*COMPARISONS, *BEYOND) if c.row != "own_locality"})
+"""All but the row that says in which order keyframes come, which no single step shows."""
 
 
 TINY = (

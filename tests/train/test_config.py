@@ -45,7 +45,7 @@ def test_overrides_reach_the_network_and_every_ablation_row() -> None:
 
 
 def test_a_row_of_the_ablations_is_laid_over_any_preset(tmp_path: Path) -> None:
-    assert len(ablation_rows()) == 17
+    assert len(ablation_rows()) == 21
     config = load_config("nuscenes+t4_concat", ["optimiser.lr=1e-3"])
     assert (config.model.fusion.kind, config.ablation.lidar, config.optimiser.lr) == ("concat", False, 1e-3)
     assert config.model.tpv == load_config("nuscenes").model.tpv
