@@ -15,6 +15,7 @@ from model.fields import Fields
 from model.network import OccFlow
 from train.batch import Batch
 from train.cast import CameraCast, cast_camera_rays
+from train.coarse import halved
 from train.config import TrainConfig
 from train.losses.averages import masked_mean
 from train.losses.dynamic import Motion
@@ -145,11 +146,12 @@ class StageModule(pl.LightningModule):
 
     def _image_step(self, batch: Batch, terms: LossTerms) -> Float[Tensor, ""]:
         """A step of a stage's first part: what the current images alone say of depth, without a volume."""
+        frames = halved(batch.frames) if self.progress < self.settings.coarse_share else batch.frames
         if self.stage == 2 and self.network.pixel_motion_head is not None:
-            predicted, motion = self.network.pixel_motion(batch.frames)
+            predicted, motion = self.network.pixel_motion(frames)
             add_pixel_motion(terms, motion, batch, self.config)
         else:
-            predicted = self.network.pixel_depth(batch.frames)
+            predicted = self.network.pixel_depth(frames)
         terms.add("pixel_depth", supervise_pixel_depth(predicted, batch), self.config.loss.pixel_depth)
         total = terms.total()
         self._record(terms, total)

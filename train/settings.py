@@ -265,6 +265,9 @@ class StageConfig(Section):
     `loss.pixel_match` and `loss.pixel_motion`: without a volume and without
     rays a step costs a tenth, and depth that images give away is learned from many more of them. A camera-only run
     has no such part unless it triangulates its returns (`rays.triangulated`)."""
+    coarse_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """So long, and no longer than `image_share`, the stage sees its images at half their size (`train.coarse`): a step
+    costs a quarter, and most of what is learned holds at full size too."""
     mirrored: float = Field(default=0.0, ge=0.0, le=1.0)
     """This share of the samples is seen in a mirror (`train.mirror`). In the first stage that makes twice as many
     streets of few; in the second traffic would keep to either side, which only some data sets have."""
@@ -281,6 +284,11 @@ class StageConfig(Section):
             raise ValueError("a stage needs epochs, max_steps or max_seconds, or it never ends")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
             raise ValueError(f"milestones are rising fractions between 0 and 1, got {self.milestones}")
+        if self.coarse_share > self.image_share:
+            raise ValueError(
+                f"coarse_share is part of image_share ({self.image_share}), got {self.coarse_share}: whole steps see "
+                "whole images"
+            )
         if not 0 <= self.temperature_span[0] < self.temperature_span[1] <= 1:
             raise ValueError(f"temperature_span is two rising fractions of the stage, got {self.temperature_span}")
         return self
