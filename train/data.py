@@ -26,6 +26,9 @@ class KeyframeDataset(Dataset[Batch]):
     """Samples by (draw, frame): `frame` indexes `frames`, `draw` seeds everything that is drawn. A share of them, given
     as `mirrored`, is seen in a mirror.
 
+    Draws below `image_draws` are for steps that look at the keyframe's images alone: they hold no images beside, and no
+    other keyframe's returns. Most of a sample's time goes into these.
+
     The store is opened by whichever process reads first, so the data set pickles into spawned workers.
     """
 
@@ -36,8 +39,10 @@ class KeyframeDataset(Dataset[Batch]):
         frames: list[tuple[str, int]],
         cache_bytes: int,
         mirrored: float = 0.0,
+        image_draws: int = 0,
     ) -> None:
         self.config, self.stage, self.frames, self.mirrored = config, stage, frames, mirrored
+        self.image_draws = image_draws
         self._cues = needed_cues(config, stage)
         self._cache_bytes = cache_bytes
         self._excluded = Exclusion(config.data.held_out, marked_frames(config).frames)
@@ -55,7 +60,7 @@ class KeyframeDataset(Dataset[Batch]):
         draw, frame = key
         name, t = self.frames[frame]
         rng = np.random.default_rng([self.config.seed, self.stage, draw])
-        sample = self._sample(self._scene(name), t, rng)
+        sample = self._sample(self._scene(name), t, rng, images_alone=draw < self.image_draws)
         # Drawn last: what a draw is seen with does not depend on whether runs have mirrors.
         return mirrored(sample) if self.mirrored and rng.random() < self.mirrored else sample
 
@@ -72,26 +77,25 @@ class KeyframeDataset(Dataset[Batch]):
             )
         return self._scenes[name]
 
-    def _sample(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Batch:
+    def _sample(self, scene: CachedScene, t: int, rng: np.random.Generator, images_alone: bool) -> Batch:
         self._fetch(scene, t)
         queue = scene.queue(t, self.config.model.fusion.history + 1)
         valid = queue["camera_valid"][-1]
-        returns = self._points.returns(scene, t, rng)
-        earlier, later = self._neighbour(scene, t, "earlier", rng), self._later(scene, t, rng)
-        self._fetch_neighbours(scene, earlier, later)
+        returns = self._points.returns(scene, t, rng, own_alone=images_alone)
+        earlier, later, further = (None, None, []) if images_alone else self._beside(scene, t, rng)
+        view = self._geometry if images_alone else self._view
         images = torch.from_numpy(average_blocks(queue["images"][-1], self._factor))
         # Losses compare with flow in the second stage alone; points that are triangulated from it are worked out once.
         next_cue = self._flow(scene, "next", t, valid) if self.stage == 2 and "flow_next" in self._cues else None
         back_slot = self.config.data.backward_cue if reads_backward_flow(self.config, self.stage) else None
-        further = self._further(scene, t, later, rng) if self.config.data.future_frames else []
         batch = Batch(
             frames=FrameInput(**{key: torch.from_numpy(value) for key, value in queue.items()}),
             images=images,
             K=torch.from_numpy(scale_intrinsics(queue["K"][-1], 1 / self._factor, 1 / self._factor)),
             ref_from_cam=torch.from_numpy(queue["ref_from_cam"][-1]),
             camera_valid=torch.from_numpy(valid),
-            earlier=self._view(scene, t, earlier),
-            later=self._view(scene, t, later),
+            earlier=view(scene, t, earlier),
+            later=view(scene, t, later),
             flow_next=next_cue,
             flow_back=self._flow(scene, back_slot, t, valid) if back_slot is not None else None,
             movable=self._movable(scene, t, valid) if "masks" in self._cues else None,
@@ -108,6 +112,15 @@ class KeyframeDataset(Dataset[Batch]):
             self._points.add_still(scene, t, batch, rng)
             self._points.add_adjacent(scene, t, batch, rng)
         return batch
+
+    def _beside(
+        self, scene: CachedScene, t: int, rng: np.random.Generator
+    ) -> tuple[Neighbour | None, Neighbour | None, list[Neighbour | None]]:
+        """The earlier image, the later one, and those further on, that the sample is compared with."""
+        earlier, later = self._neighbour(scene, t, "earlier", rng), self._later(scene, t, rng)
+        self._fetch_neighbours(scene, earlier, later)
+        further = self._further(scene, t, later, rng) if self.config.data.future_frames else []
+        return earlier, later, further
 
     def _fetch(self, scene: CachedScene, t: int) -> None:
         """Ask for all that is certain to be read of a sample, before the first of it is decoded."""
@@ -246,14 +259,17 @@ def build_loader(
     first: int = 0,
     rank: int = 0,
     world: int = 1,
+    image_draws: int = 0,
 ) -> DataLoader[Batch]:
-    """Batches of `steps` steps from draw `first` on, as `StepSampler` deals them out.
+    """Batches of `steps` steps from draw `first` on, as `StepSampler` deals them out; `image_draws` as for
+    `KeyframeDataset`.
 
     Workers start by spawn: a forked one would share the store's open files.
     """
     workers = config.data.workers
     share = (config.stage1 if stage == 1 else config.stage2).mirrored
-    dataset = KeyframeDataset(config, stage, frames, config.data.cache_mb * 2**20 // max(1, workers), share)
+    cache_bytes = config.data.cache_mb * 2**20 // max(1, workers)
+    dataset = KeyframeDataset(config, stage, frames, cache_bytes, share, image_draws)
     order = EpochOrder(frames, config.seed, stage, config.data.locality)
     sampler = StepSampler(order, config.run.batch, steps, first, rank, world)
     return DataLoader(

@@ -59,7 +59,8 @@ class StageFeed(pl.LightningDataModule):
         assert self.trainer is not None
         steps = self._module.total_steps - self._state.step
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        return build_loader(self.config, self.stage, self.frames, steps, self._first, rank, world)
+        whole = self._first + (self._module.first_whole_step - self._state.step) * self._global_batch
+        return build_loader(self.config, self.stage, self.frames, steps, self._first, rank, world, whole)
 
     @property
     def _first(self) -> int:

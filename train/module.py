@@ -224,8 +224,22 @@ class StageModule(pl.LightningModule):
     @property
     def images_only(self) -> bool:
         """Whether the stage is in its first part, which trains the image side alone (`image_share`)."""
-        measured = self.config.ablation.lidar or self.config.rays.triangulated > 0
-        return measured and self.progress < self.settings.image_share
+        return self._measured and self.progress < self.settings.image_share
+
+    @property
+    def first_whole_step(self) -> int:
+        """The step at which that part is over, where steps alone decide; 0 where there is none, and where time may end
+        it earlier."""
+        if not self._measured or self.settings.max_seconds:
+            return 0
+        # By the very comparison that `images_only` makes: a product is rounded otherwise than a quotient.
+        near = max(0, math.floor(self.settings.image_share * self.total_steps) - 1)
+        return next(step for step in range(near, near + 4) if step / self.total_steps >= self.settings.image_share)
+
+    @property
+    def _measured(self) -> bool:
+        """Whether anything says how far away is what a cell shows."""
+        return self.config.ablation.lidar or self.config.rays.triangulated > 0
 
     @property
     def _disentangled(self) -> bool:

@@ -18,6 +18,7 @@ from train.returns import (
     draw_returns,
     draw_with_neighbours,
     drawn_order,
+    filled,
     lidar_returns,
     movable_obstacles,
     padded,
@@ -62,35 +63,43 @@ class PointCues:
             Raised(share, over_ground) for share in (config.rays.raised, config.rays.still_raised)
         )
 
-    def returns(self, scene: CachedScene, t: int, rng: np.random.Generator) -> Returns | None:
+    def returns(self, scene: CachedScene, t: int, rng: np.random.Generator, own_alone: bool = False) -> Returns | None:
         """The returns that this draw casts, of the keyframe and of those within `rays.lidar_reach` of it: LiDAR's,
         those that flow cues give (`rays.triangulated`), and the keyframe's on things that stand on the ground
-        (`rays.standing`)."""
+        (`rays.standing`). `own_alone`: without other keyframes', as many of its own as there would be beside them."""
         reach = self.rays.lidar_reach
         near = range(max(0, t - reach), min(scene.table.length, t + reach + 1))
         others = [k for k in near if k != t and not self._excluded(scene.name, k)]
-        obstacles = np.zeros((0, 3), dtype=np.float32)
-        if self._lidar and others:
-            obstacles = movable_obstacles(scene, t, self.score)
-        elif self.rays.standing and others:
-            obstacles = thinned(self._standing(scene, t).points, NEAR_MOTION_M / 2)
+        beside = bool(others) and not own_alone
+        obstacles = self._obstacles(scene, t) if beside else np.zeros((0, 3), dtype=np.float32)
         parts: list[Returns] = []
 
         def draw(measured: Callable[[int], Measured], count: int, needed: Sequence[str]) -> None:
             there = [k for k in others if all(scene.has(cue, k) for cue in needed)]
             own, grid, raised = self.rays.lidar_own, self._grid, self._raised
+            if own_alone:
+                mine = round(count * own) if there else count
+                parts.append(filled(draw_returns(measured(t), grid, mine, rng, raised=raised), count))
+                return
             parts.append(
                 draw_with_neighbours(measured, scene.table, t, there, obstacles, grid, count, own, rng, raised)
             )
 
         if self._lidar:
-            masks = bool(others)
-            draw(lambda k: lidar_returns(scene, k, self.score, masks), self.rays.lidar, ("lidar", "masks"))
+            draw(lambda k: lidar_returns(scene, k, self.score, beside), self.rays.lidar, ("lidar", "masks"))
         if self.rays.triangulated:
             draw(lambda k: self._triangulated(scene, k), self.rays.triangulated, self._triangulation_cues)
         if self.rays.standing:
             parts.append(draw_returns(self._standing(scene, t), self._grid, self.rays.standing, rng))
         return Returns(*(torch.cat(columns) for columns in zip(*parts, strict=True))) if parts else None
+
+    def _obstacles(self, scene: CachedScene, t: int) -> np.ndarray:
+        """Where movable things are, as far as the run may know."""
+        if self._lidar:
+            return movable_obstacles(scene, t, self.score)
+        if self.rays.standing:
+            return thinned(self._standing(scene, t).points, NEAR_MOTION_M / 2)
+        return np.zeros((0, 3), dtype=np.float32)
 
     def add_moving(self, scene: CachedScene, t: int, batch: Batch, rng: np.random.Generator) -> None:
         """Spots on movable things and their motion, where `loss.lifted_flow` learns from it: by the keyframe's returns,

@@ -108,6 +108,12 @@ def padded(
     return torch.from_numpy(filled), torch.arange(count) < len(rows)
 
 
+def filled(returns: Returns, count: int) -> Returns:
+    """The returns with padding after them up to `count`."""
+    missing = count - len(returns.points)
+    return Returns(*(torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) for part in returns))
+
+
 def draw_with_neighbours(
     measured: Callable[[int], Measured],
     table: SceneTable,

@@ -1,0 +1,96 @@
+"""Samples of steps that look at images alone leave out what costs most; every step is given the kind that it needs."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.network import OccFlow
+from train.config import TrainConfig
+from train.data import KeyframeDataset
+from train.frames import CachedScene
+from train.loop import train
+from train.module import StageModule
+
+Make = Callable[..., TrainConfig]
+LIFT = {"depth_lift": {"bins": 8}}
+LEARN: dict[str, Any] = {"model": LIFT, "loss": {"pixel_depth": 1.0}}
+
+
+def test_a_sample_for_images_alone(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the returns are the keyframe's, as beside others; neither other keyframes nor sweeps are read."""
+    config = tiny_config(rays={"lidar": 600, "lidar_reach": 2}, data={"neighbour": {"sweeps": True}})
+    whole = KeyframeDataset(config, 1, [("a", 2)], 0)[0, 0]
+    dataset = KeyframeDataset(config, 1, [("a", 2)], 0, image_draws=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedScene, "sweep_image", None)
+        patch.setattr(CachedScene, "render_image", None)
+        patch.setattr(CachedScene, "movable_returns", None)
+        lean = dataset[0, 0]
+    assert lean.return_points is not None
+    assert whole.return_points is not None
+    assert lean.return_points.shape == whole.return_points.shape
+    assert torch.equal(lean.return_points[:300], whole.return_points[:300])
+    assert lean.return_own is not None
+    assert lean.return_valid is not None
+    assert torch.equal(lean.return_own, torch.arange(600) < 300)
+    assert not lean.return_valid[300:].any()
+    assert lean.earlier.images is None
+    assert lean.later.images is None
+    assert torch.equal(lean.frames.images, whole.frames.images)
+    assert dataset[1, 0].earlier.images is not None
+
+
+def test_where_nothing_is_beside_all_returns_are_its_own(tiny_config: Make) -> None:
+    config = tiny_config(rays={"lidar": 600, "lidar_reach": 0})
+    lean = KeyframeDataset(config, 1, [("a", 2)], 0, image_draws=1)[0, 0]
+    assert lean.return_own is not None
+    assert lean.return_own.all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1 / 3, 0.4444, 0.55, 0.7, 0.8667, 0.99])
+def test_the_first_whole_step_is_the_one(tiny_config: Make, share: float) -> None:
+    config = tiny_config(**LEARN, stage1={"image_share": share, "max_steps": 10})
+    network = OccFlow(config.model)
+    for total in (1, 2, 3, 7, 10, 90, 100, 1000):
+        module = StageModule(config, 1, network, total_steps=total)
+        first = module.first_whole_step
+        for module.step in {0, max(0, first - 1), first, total - 1}:
+            assert module.images_only == (module.step < first), (share, total, module.step)
+
+
+def test_where_time_may_end_that_part_samples_are_whole(tiny_config: Make) -> None:
+    config = tiny_config(**LEARN, stage1={"image_share": 0.5, "max_steps": 10, "max_seconds": 60})
+    assert StageModule(config, 1, OccFlow(config.model), total_steps=10).first_whole_step == 0
+
+
+def test_every_step_has_its_kind_and_a_stop_between_changes_nothing(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = {
+        "stage1": {"max_steps": 4, "image_share": 0.5},
+        "stage2": {"max_steps": 4, "image_share": 0.5},
+        "run": {"batch": 2},
+    }
+    original, seen, stop_in = StageModule.training_step, [], [0]
+
+    def watched(self: StageModule, batch: Any, index: int) -> torch.Tensor:
+        seen.append((self.stage, self.step, self.images_only, batch.earlier.images is None))
+        if stop_in[0] == self.stage and self.step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, index)
+
+    monkeypatch.setattr(StageModule, "training_step", watched)
+    whole = train(tiny_config(**LEARN, **lengths, out=tmp_path / "whole"))
+    assert seen == [(stage, step, step < 2, step < 2) for stage in (1, 2) for step in range(4)]
+    cut = tiny_config(**LEARN, **lengths, out=tmp_path / "cut")
+    for stop_in[0] in (1, 2, 0):
+        rest = train(cut, resume=stop_in[0] != 1)
+    assert rest.finished
+    losses = [value for stage in whole.stages for value in stage.losses]
+    assert rest.stages[1].losses == losses[-len(rest.stages[1].losses) :]
+    assert all(images_only == lean for _, _, images_only, lean in seen)
