@@ -81,7 +81,9 @@ def drawn_order(
     if raised is None or not raised.share:
         return order
     leading = order[points[order, 2] > raised.above_z][: round(raised.share * count)]
-    return np.concatenate([leading, order[~np.isin(order, leading)]])
+    leads = np.zeros(len(points), dtype=bool)
+    leads[leading] = True
+    return np.concatenate([leading, order[~leads[order]]])
 
 
 def draw_returns(
