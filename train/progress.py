@@ -1,6 +1,7 @@
 """What a person sees of a run: losses and the time left, on a terminal or in a log file; TensorBoard scalars."""
 
 import time
+from collections import deque
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,8 @@ from train.module import StageModule
 _SHOWN = ("total", "photometric", "flow", "lifted_flow", "lidar", "dreg", "pixel_depth")
 EMPTY = 0.05
 """Share of the light of camera rays below which a volume holds nothing: one that has begun to learn holds most."""
+RECENT_SECONDS = 180.0
+"""What the pace is judged by: steps do not take as long all through a stage."""
 LINE_SECONDS = 30.0
 """Time between two lines where there is no terminal: a bar in a batch system's log shows only its end."""
 
@@ -25,6 +28,7 @@ class Reporter(pl.Callback):
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._clock = TimeLeft(0.0, time.monotonic())
+        self._on_images = False
         self._told = -float("inf")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -70,11 +74,20 @@ class Reporter(pl.Callback):
             return
         self._told = now
         shown = " ".join(f"{name} {numbers[f'loss/{name}']:.3f}" for name in _SHOWN if f"loss/{name}" in numbers)
-        text, left = f"stage {module.stage} step {module.step} {shown}", self._clock.text(module.progress, now)
+        text, left = f"stage {module.stage} step {module.step} {shown}", self._left(module, now)
         if self._bar is not None:
             self._bar.update(self._task, completed=module.progress, description=text, left=left)
         else:
             self.console.print(f"{text} {module.progress:4.0%} {left}", markup=False, highlight=False, soft_wrap=True)
+
+    def _left(self, module: StageModule, now: float) -> str:
+        """Of the part that the stage is in: what a whole step takes nobody knows before the first one."""
+        if module.images_only != self._on_images:
+            self._on_images, self._clock = module.images_only, TimeLeft(module.progress, now)
+        if module.images_only:
+            left = self._clock.text(module.progress, now, module.settings.image_share)
+            return left and f"{left} on images"
+        return self._clock.text(module.progress, now)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Close the bar, also after an error."""
@@ -84,21 +97,24 @@ class Reporter(pl.Callback):
 
 
 class TimeLeft:
-    """How long a stage still takes at the pace of this call; `progress` is 0..1, `now` seconds.
+    """How long a stage still takes at the pace of the last RECENT_SECONDS; `progress` is 0..1, `now` seconds.
 
     From 0.5 at 100 s to 0.6 at 160 s: 0.4 left at 0.1 in 60 s are 240 s, "4:00 left". A stage that was resumed starts
     from where it stood, so that what an earlier call did does not count as done in no time.
     """
 
     def __init__(self, progress: float, now: float) -> None:
-        self.progress, self.now = progress, now
+        self._seen = deque([(now, progress)])
 
-    def text(self, progress: float, now: float) -> str:
-        """As h:mm:ss or m:ss; empty while nothing is known."""
-        done = progress - self.progress
-        if done <= 0:
+    def text(self, progress: float, now: float, end: float = 1.0) -> str:
+        """Until `end` is reached, as h:mm:ss or m:ss; empty while nothing is known."""
+        while len(self._seen) > 1 and self._seen[1][0] <= now - RECENT_SECONDS:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        self._seen.append((now, progress))
+        if progress <= before:
             return ""
-        seconds = round((now - self.now) / done * (1 - progress))
+        seconds = round((now - then) / (progress - before) * max(0.0, end - progress))
         minutes, hours = seconds // 60, seconds // 3600
         spelled = f"{hours}:{minutes % 60:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
         return f"{spelled} left"

@@ -67,6 +67,28 @@ def test_time_left_by_hand() -> None:
     assert clock.text(1.0, 160.0) == "0:00 left"
 
 
+def test_time_left_goes_by_the_last_minutes() -> None:
+    """80 % in a minute, then 1 % a minute: after three minutes of that the first one counts no more."""
+    clock = TimeLeft(0.0, 0.0)
+    assert clock.text(0.8, 60.0) == "0:15 left"
+    for minute in (1, 2):
+        clock.text(0.8 + 0.01 * minute, 60.0 + 60 * minute)
+    assert clock.text(0.83, 240.0) == "17:00 left"
+    assert clock.text(0.84, 300.0, end=0.9) == "6:00 left"
+
+
+def test_images_first_the_time_left_is_theirs(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole step takes ten times as long, and how long nobody knows before the first one."""
+    written = io.StringIO()
+    monkeypatch.setattr(train.progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(train.progress, "Console", lambda: Console(file=written, width=40))
+    lift: dict[str, Any] = {"model": {"depth_lift": {"bins": 8}}, "loss": {"pixel_depth": 1.0}}
+    run(tiny_config(**lift, stage1={"max_steps": 6, "image_share": 0.5}, run={"progress": True}))
+    lines = [line for line in written.getvalue().splitlines() if line.startswith("stage 1 step")]
+    assert [line.endswith(" on images") for line in lines] == [False, True, False, False, False, False]
+    assert [line.endswith(" left") for line in lines[2:]] == [False, True, True, True]
+
+
 def test_a_log_file_gets_lines_with_losses_and_time(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
     monkeypatch.setattr(train.progress, "LINE_SECONDS", 0.0)
