@@ -1,9 +1,9 @@
 """Images at half their size, for the first part of a stage: depth is learned from them in a fraction of the time, and
 little of it has to be learned again when they come whole."""
 
-import torch
 import torch.nn.functional as F
 
+from geometry.cameras import scale_intrinsics
 from model.fields import FrameInput
 
 
@@ -14,5 +14,4 @@ def halved(frames: FrameInput) -> FrameInput:
     size = max(1, height // 2), max(1, width // 2)
     scaled = frames.images if frames.images.is_floating_point() else frames.images.float() / 255
     images = F.adaptive_avg_pool2d(scaled.flatten(0, 2), size).unflatten(0, frames.images.shape[:3])
-    factors = torch.tensor([size[1] / width, size[0] / height, 1.0]).to(frames.K)
-    return frames._replace(images=images, K=frames.K * factors[:, None])
+    return frames._replace(images=images, K=scale_intrinsics(frames.K, size[1] / width, size[0] / height))
