@@ -104,6 +104,9 @@ class PixelMotionConfig(_Section):
     """Channels of the descriptors, and inside."""
     context: PositiveInt = 6
     """Channels that a cell tells voxels beside its motion."""
+    neighbours: int = Field(default=0, ge=0)
+    """So many other cameras' earlier images are searched too, those of the cameras that look nearest to the same way:
+    what is beside the car now was seen by another camera half a second ago. Each costs as much as the camera's own."""
 
 
 class FusionConfig(_Section):

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from model.backbone import ConvNeXt
 from model.config import ModelConfig
 from model.depth_lift import DepthLift
+from model.earlier_images import DepthMap, Look
 from model.fields import Fields, FrameInput
 from model.fpn import FeaturePyramid
 from model.fusion import TemporalFusion
 from model.heads import FlowHead, MovableHead, SDFHead
 from model.lifted import Lifted
 from model.pixel_depth import PixelDepth
-from model.pixel_motion import DepthMap, Look, PixelMotion, PixelMotionHead
+from model.pixel_motion import PixelMotion, PixelMotionHead
 from model.refine import Refine
 from model.render import Renderer
 from model.residual import ResidualBackbone

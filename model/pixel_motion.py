@@ -5,71 +5,50 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from geometry.cameras import MIN_DEPTH, camera_directions, project, unproject
+from geometry.cameras import MIN_DEPTH, camera_directions
 from geometry.constants import constant
 from geometry.transforms import invert, rotate_vectors, transform_points
 from model.backbone import LayerNorm2d
 from model.config import PixelMotionConfig
-from model.pixel_depth import PixelDepth, cell_centres
+from model.earlier_images import EarlierImage, Look, best_match, chosen, nearest_cameras
+from model.pixel_depth import cell_centres
 from model.residual import ResidualBlock2d, group_norm
-from model.visibility import CameraRig
 
 FASTEST_M = 12.0
 """Metres per interval; what cells measure beyond is a wrong match and counts as this."""
-NEAR = 2
-"""Cells around the best match, on either side, whose mean is where the surface was."""
+NOWHERE = -1e4
+"""Logit of a place where nothing can have been."""
 _TOLD = 15
 """Numbers that a cell's motion is decoded from, besides what its image shows."""
-
-
-class DepthMap(NamedTuple):
-    """What cells say of their depth, without a gradient: mean and standard deviation of its logarithm."""
-
-    mean: Float[Tensor, "views h w"]
-    spread: Float[Tensor, "views h w"]
-
-    @classmethod
-    def of(cls, predicted: PixelDepth, size: tuple[int, int]) -> "DepthMap":
-        """The distributions of an image level, at `size` (rows, columns)."""
-        likelihood = predicted.logits.detach().softmax(dim=1)
-        bins = predicted.bins.centres(likelihood)[:, None, None]
-        mean = predicted.mean(likelihood)
-        spread = (likelihood * (bins - mean).square()).sum(dim=1, keepdim=True).sqrt()
-        return cls(*(F.adaptive_avg_pool2d(x, size)[:, 0] for x in (mean, spread)))
 
 
 class PixelMotion(NamedTuple):
     """What the cells of n x cameras images (one axis, frame-major) say of motion.
 
-    motion: horizontal (vx, vy), metres per keyframe interval, current ego frame, ego-motion removed. match: logits of
-    where in the earlier image, row by row, the cell's surface was; total: their logsumexp. context: channels that
-    voxels read beside motion.
+    motion: horizontal (vx, vy), metres per keyframe interval, current ego frame, ego-motion removed. searched: the
+    earlier views that a view was compared with, its own camera's first. match: logits of where in their images, one
+    after the other, row by row, the cell's surface was; total: their logsumexp. context: channels that voxels read
+    beside motion.
     """
 
     motion: Float[Tensor, "views 2 h w"]
-    match: Float[Tensor, "views cells cells"]
+    searched: Int[Tensor, "views images"]
+    match: Float[Tensor, "views cells there"]
     total: Float[Tensor, "views cells"]
     context: Float[Tensor, "views context h w"]
 
 
-class Look(NamedTuple):
-    """A keyframe as its images show it: descriptors of its cells, their depths, and the cameras."""
-
-    descriptors: Float[Tensor, "views width h w"]
-    depth: DepthMap
-    rig: CameraRig
-
-
 class PixelMotionHead(nn.Module):
-    """Matches each cell of the current images with those of the same camera's image one keyframe earlier, and decodes
-    motion from what that tells.
+    """Matches each cell of the current images with those of the images one keyframe earlier, and decodes motion from
+    what that tells.
 
     - A cell's descriptor comes from a small convolution of the image, and from its features.
     - Where it was: a softmax over all cells of the earlier image, of the descriptors' products and of how far a cell is
-      from where the surface would have been without motion (a normal distribution whose widths are learned).
+      from where the surface would have been without motion (a normal distribution whose widths are learned). Images of
+      neighbouring cameras can be searched beside the camera's own.
     - How it moved: the surface's place now less its place then, each by its own image's depth. Errors that both depths
       share cancel. A residual block decides from that and from what is known of its error.
 
@@ -82,6 +61,7 @@ class PixelMotionHead(nn.Module):
     def __init__(self, config: PixelMotionConfig, feature_dim: int) -> None:
         super().__init__()
         self.pool = config.cell // 4
+        self.neighbours = config.neighbours
         self.width = width = config.width
         half = max(8, width * 2 // 3 // 8 * 8)
         self.stem = nn.Sequential(
@@ -121,18 +101,20 @@ class PixelMotionHead(nn.Module):
         Where both are one keyframe, at the start of a log, or the earlier image is missing, nothing can be seen: the
         cells are told so.
         """
-        height, width = now.depth.mean.shape[-2:]
-        directions = camera_directions(now.rig.K.flatten(0, 1), cell_centres(now.rig, (height, width), now.depth.mean))
+        height, width = size = (now.depth.mean.shape[-2], now.depth.mean.shape[-1])
+        directions = camera_directions(now.rig.K.flatten(0, 1), cell_centres(now.rig, size, now.depth.mean))
         ego_from_cam = invert(now.rig.cam_from_ref.flatten(0, 1))
         surface = transform_points(ego_from_cam, directions * now.depth.mean.flatten(1).exp()[..., None])
-        then_cam_from_now = (then.rig.cam_from_ref @ invert(now_from_then)[:, None]).flatten(0, 1)
-        landing, landing_depth, _ = project(then.rig.K.flatten(0, 1), transform_points(then_cam_from_now, surface))
-        landing = in_cells(landing, then.rig, (height, width))
+        searched = nearest_cameras(now.rig, then.rig, self.neighbours)
+        then_from_now = invert(now_from_then).repeat_interleave(now.rig.K.shape[1], dim=0)
+        images = [EarlierImage.of(then, which, then_from_now, surface) for which in searched.unbind(dim=1)]
 
-        match = self.match(now.descriptors, then.descriptors, landing)
+        match = self._search(now.descriptors, images)
         total = match.logsumexp(dim=-1)
-        place, share, peak = best_match(match, total, (height, width))
-        before, log_depth = _surface_at(place, then, then_cam_from_now)
+        image, place, share, peak = best_match(match, total, size)
+        landing, landing_depth = (chosen(image, [x[i] for x in images]) for i in (1, 2))
+        surfaces = [x.surface_at(place, then.rig) for x in images]
+        before, log_depth = (chosen(image, [x[i] for x in surfaces]) for i in (0, 1))
         measured = (surface - before)[..., :2].clamp(-FASTEST_M, FASTEST_M)
 
         along = F.normalize(rotate_vectors(ego_from_cam, directions), dim=-1)
@@ -147,7 +129,16 @@ class PixelMotionHead(nn.Module):
         told, measured = (x.transpose(1, 2).unflatten(2, (height, width)) for x in (told, measured))
         decoded = self.decode(torch.cat([now.descriptors, told.to(now.descriptors.dtype)], dim=1)).float()
         motion = decoded[:, :2] + decoded[:, 2:3].sigmoid() * measured
-        return PixelMotion(motion, match, total, decoded[:, 3:])
+        return PixelMotion(motion, searched, match, total, decoded[:, 3:])
+
+    def _search(
+        self, now: Float[Tensor, "views width h w"], images: list[EarlierImage]
+    ) -> Float[Tensor, "views cells there"]:
+        """Logits over the cells of all the images. In another camera's nothing is looked for that was behind it."""
+        logits = [self.match(now, image.view.descriptors, image.landing) for image in images]
+        for k in range(1, len(images)):
+            logits[k] = torch.where(images[k].in_front[..., None], logits[k], NOWHERE)
+        return torch.cat(logits, dim=-1)
 
     def match(
         self,
@@ -155,7 +146,7 @@ class PixelMotionHead(nn.Module):
         then: Float[Tensor, "views width h w"],
         landing: Float[Tensor, "views cells 2"],
     ) -> Float[Tensor, "views cells cells"]:
-        """Logits over the earlier image's cells; `landing` is where each surface would be without motion, cells."""
+        """Logits over an earlier image's cells; `landing` is where each surface would be without motion, cells."""
         height, width = then.shape[-2:]
         # Under autocast products would be rounded to 8 bits, and places with them.
         with torch.autocast(now.device.type, enabled=False):
@@ -170,54 +161,8 @@ class PixelMotionHead(nn.Module):
         return (alike + along[..., None, :] + down[..., :, None]).flatten(2)
 
 
-def _surface_at(
-    place: Float[Tensor, "views cells 2"], look: Look, cam_from_now: Float[Tensor, "views 4 4"]
-) -> tuple[Float[Tensor, "views cells 3"], Float[Tensor, "views cells"]]:
-    """Where the surface at a place in an image was, by that image's own depth: current ego frame, metres, had the world
-    stood still; and the logarithm of its depth. The place has a gradient, the depth there none."""
-    height, width = look.depth.mean.shape[-2:]
-    at = (place.detach() / constant((width, height), place) * 2 - 1)[:, None]
-    log_depth = F.grid_sample(look.depth.mean[:, None], at, padding_mode="border", align_corners=False)[:, 0, 0]
-    pixels = place * constant((look.rig.width / width, look.rig.height / height), place)
-    points = unproject(look.rig.K.flatten(0, 1), pixels, log_depth.exp())
-    return transform_points(invert(cam_from_now), points), log_depth
-
-
 def _unknown(then: Look, now_from_then: Float[Tensor, "n 4 4"]) -> Float[Tensor, "views 1"]:
     """1 where the earlier keyframe is the current one again, or its image is missing."""
     cameras = then.rig.K.shape[1]
     same = (now_from_then == torch.eye(4, dtype=now_from_then.dtype, device=now_from_then.device)).flatten(1).all(dim=1)
     return (same.repeat_interleave(cameras) | ~then.rig.valid.flatten())[:, None].to(now_from_then)
-
-
-def in_cells(uv: Float[Tensor, "views n 2"], rig: CameraRig, size: tuple[int, int]) -> Float[Tensor, "views n 2"]:
-    """Pixels to cells (column, row): cell i covers [i, i+1)."""
-    rows, columns = size
-    return uv * constant((columns / rig.width, rows / rig.height), uv)
-
-
-def best_match(
-    logits: Float[Tensor, "views cells there"], total: Float[Tensor, "views cells"], size: tuple[int, int]
-) -> tuple[Float[Tensor, "views cells 2"], Float[Tensor, "views cells"], Float[Tensor, "views cells"]]:
-    """Where each cell was, between cells: the mean of the distribution within NEAR cells of its highest one.
-
-    Args:
-        total: logsumexp of the logits.
-
-    Returns:
-        place (column, row) in cells; the distribution's share within that window, and in its middle.
-    """
-    rows, columns = size
-    total = total[..., None]
-    best = logits.detach().argmax(dim=-1, keepdim=True)
-    steps = torch.arange(-NEAR, NEAR + 1, device=logits.device)
-    row, column = best // columns + steps, best % columns + steps
-    inside = ((row >= 0) & (row < rows))[..., :, None] & ((column >= 0) & (column < columns))[..., None, :]
-    cell = row.clamp(0, rows - 1)[..., :, None] * columns + column.clamp(0, columns - 1)[..., None, :]
-    # Of all the cells only those of the window are kept for the gradient.
-    window = (logits.gather(-1, cell.flatten(-2)) - total).exp().unflatten(-1, (len(steps), len(steps))) * inside
-    by_row, by_column = window.sum(dim=-1), window.sum(dim=-2)
-    share = by_row.sum(dim=-1)
-    x = (by_column * (column + 0.5)).sum(dim=-1) / share
-    y = (by_row * (row + 0.5)).sum(dim=-1) / share
-    return torch.stack([x, y], dim=-1), share, window[..., NEAR, NEAR]

@@ -59,11 +59,14 @@ class TrainConfig(Section):
             raise ValueError(f"rays.strides are (lowest, highest), got {self.rays.strides}")
         if self.loss.pixel_depth and not self.model.depth_lift.bins:
             raise ValueError("loss.pixel_depth needs a network with depth per pixel: set model.depth_lift.bins")
-        if (self.loss.pixel_match or self.loss.pixel_motion) and not self.model.pixel_motion.cell:
+        compared = self.loss.pixel_match or self.loss.pixel_place or self.loss.pixel_motion
+        if compared and not self.model.pixel_motion.cell:
             raise ValueError(
-                "loss.pixel_match and loss.pixel_motion need a network that compares images: set "
+                "loss.pixel_match, loss.pixel_place and loss.pixel_motion need a network that compares images: set "
                 "model.pixel_motion.cell"
             )
+        if self.loss.pixel_place and not self.loss.lifted_flow:
+            raise ValueError("loss.pixel_place learns from the spots of loss.lifted_flow: give that a weight")
         if self.loss.pixel_match and self.data.backward_cue != "prev":
             raise ValueError(
                 "loss.pixel_match compares with flow to the keyframe before: set data.backward_cue=prev, got "

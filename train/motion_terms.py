@@ -13,7 +13,7 @@ from train.losses.total import LossTerms
 from train.supervise import calm_static, smooth_flow, supervise_flow
 from train.supervise_instances import supervise_instances
 from train.supervise_lidar import supervise_lifted_flow, supervise_still
-from train.supervise_pixel_motion import supervise_match, supervise_pixel_motion
+from train.supervise_pixel_motion import supervise_match, supervise_pixel_motion, supervise_places
 from train.supervise_splat import supervise_splat
 
 
@@ -62,5 +62,8 @@ def add_pixel_motion(terms: LossTerms, motion: PixelMotion, batch: Batch, config
     if batch.flow_back is not None and loss.pixel_match:
         match, cells = supervise_match(motion, batch)
         terms.add("pixel_match", match, loss.pixel_match, cells=cells)
+    if loss.pixel_place:
+        places, cells = supervise_places(motion, batch)
+        terms.add("pixel_place", places, loss.pixel_place, cells=cells)
     if loss.pixel_motion:
         terms.add("pixel_motion", supervise_pixel_motion(motion, batch, loss), loss.pixel_motion)

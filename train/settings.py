@@ -176,6 +176,9 @@ class LossConfig(Section):
     pixel_match: NonNegativeFloat = 0.0
     """Second stage: cross-entropy of where each image cell was one keyframe earlier, by the backward flow cue
     (`data.backward_cue: prev`); needs `model.pixel_motion`."""
+    pixel_place: NonNegativeFloat = 0.0
+    """Second stage: the same at spots on movable things, by the motion that `lifted_flow` found; also at those that
+    another camera saw one keyframe earlier (`model.pixel_motion.neighbours`), where no flow cue ends."""
     pixel_motion: NonNegativeFloat = 0.0
     """Second stage: `lifted_flow` and `lifted_still`, each by its weight, of the motion that image cells say; needs
     `model.pixel_motion` and one of the two."""

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from geometry.cameras import in_image, project
 from geometry.transforms import invert, transform_points
+from model.earlier_images import in_cells
 from model.pixel_depth import cell_centres
-from model.pixel_motion import PixelMotion, in_cells
+from model.pixel_motion import PixelMotion
+from model.visibility import CameraRig
 from storage.schema import FLOW_SCALE
 from train.batch import Batch
 from train.losses.averages import masked_mean
@@ -39,6 +41,43 @@ def supervise_match(motion: PixelMotion, batch: Batch) -> tuple[Float[Tensor, ""
     return match_loss(costs, known, movable), known.sum()
 
 
+def supervise_places(motion: PixelMotion, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """The matches of the cells that spots on movable things fall into, against where the spots' motion says that they
+    were one keyframe earlier, in the first of the searched images that shows the place: a mean weighed as `lifted_flow`
+    is; and of how many cells."""
+    nothing = motion.match.new_zeros(())
+    frames = batch.frames
+    if batch.moving_points is None or frames.ref_from_cam.shape[1] < 2:
+        return nothing, torch.zeros_like(nothing, dtype=torch.long)
+    assert batch.moving_motion is not None
+    assert batch.moving_weight is not None
+    assert batch.moving_valid is not None
+    column, row, seen, _ = _cells_of(motion, batch, batch.moving_points, batch.moving_valid)
+    rows, columns = size = (motion.motion.shape[-2], motion.motion.shape[-1])
+    view = torch.arange(len(column), device=column.device)[:, None]
+    cell = row * columns + column
+    match, total = motion.match[view, cell], motion.total[view, cell]
+
+    was = torch.cat([batch.moving_motion, torch.zeros_like(batch.moving_motion[..., :1])], dim=-1)
+    then = transform_points(invert(frames.current_from_ref[:, -2]), batch.moving_points - was)
+    valid = frames.camera_valid[:, -2] & ~_same_pose(frames.current_from_ref[:, -2])[:, None]
+    images = (frames.images.shape[-2], frames.images.shape[-1])
+    rig = CameraRig.build(frames.K[:, -2], frames.ref_from_cam[:, -2], valid, images)
+    uv, _, in_front = project(rig.K, transform_points(rig.cam_from_ref, then[:, None]))
+    shown = in_front & in_image(uv, rig.height, rig.width) & rig.valid[..., None]
+    places, shown = in_cells(uv.flatten(0, 1), rig, size), shown.flatten(0, 1)
+
+    costs, found = torch.zeros_like(total), torch.zeros_like(seen)
+    for k, image in enumerate(motion.searched.unbind(dim=1)):
+        here = seen & shown[image] & ~found
+        logits = match[..., k * rows * columns : (k + 1) * rows * columns]
+        costs = torch.where(here, match_costs(logits, total, places[image], size), costs)
+        found |= here
+    weights = batch.moving_weight.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None].expand(*rig.K.shape[:2], -1)
+    weights = weights.flatten(0, 1) * found
+    return (costs * weights).sum() / weights.sum().clamp_min(1e-6), found.sum()
+
+
 def supervise_pixel_motion(motion: PixelMotion, batch: Batch, loss: LossConfig) -> Float[Tensor, ""]:
     """`loss.lifted_flow` and `loss.lifted_still` of the motion that cells say, at the spots that fall into them. A spot
     that stands still does not count where a movable thing is seen in its place."""
@@ -62,21 +101,37 @@ def _at_cells(
 ) -> tuple[Float[Tensor, "b cams n 2"], Bool[Tensor, "b cams n"], Bool[Tensor, "b cams n"]]:
     """Of each camera and point: the motion of the cell that the point falls into, whether it does into any, and whether
     that pixel shows a movable thing."""
+    column, row, seen, on_movable = _cells_of(motion, batch, points, valid)
+    view = torch.arange(len(column), device=column.device)[:, None]
+    cameras = batch.K.shape[:2]
+    said = motion.motion[view, :, row, column]
+    return said.unflatten(0, cameras), seen.unflatten(0, cameras), on_movable.unflatten(0, cameras)
+
+
+def _cells_of(
+    motion: PixelMotion, batch: Batch, points: Float[Tensor, "b n 3"], valid: Bool[Tensor, "b n"]
+) -> tuple[Int[Tensor, "views n"], Int[Tensor, "views n"], Bool[Tensor, "views n"], Bool[Tensor, "views n"]]:
+    """Column and row of the cell that each point falls into in each view, whether it does into any, and whether that
+    pixel shows a movable thing. The border's cell where it does not."""
     rig = batch.rig()
-    batches, cameras = rig.K.shape[:2]
     seen_from = transform_points(rig.cam_from_ref, points[:, None])
     uv, _, in_front = project(rig.K, seen_from)
-    seen = valid[:, None] & in_front & in_image(uv, rig.height, rig.width) & rig.valid[..., None]
-    uv = torch.where(seen[..., None], uv, torch.zeros_like(uv)).flatten(0, 1)
+    seen = (valid[:, None] & in_front & in_image(uv, rig.height, rig.width) & rig.valid[..., None]).flatten(0, 1)
+    uv = torch.where(seen[..., None], uv.flatten(0, 1), torch.zeros_like(uv.flatten(0, 1)))
     size = (motion.motion.shape[-2], motion.motion.shape[-1])
     column, row = in_cells(uv, rig, size).long().unbind(dim=-1)
-    view = torch.arange(batches * cameras, device=uv.device)[:, None]
-    said = motion.motion[view, :, row, column].unflatten(0, (batches, cameras))
-    u, v = uv.long().unbind(dim=-1)
     on_movable = torch.zeros_like(seen)
     if batch.movable is not None:
-        on_movable = batch.movable.flatten(0, 1)[view, v, u].unflatten(0, (batches, cameras))
-    return said, seen, on_movable
+        u, v = uv.long().unbind(dim=-1)
+        view = torch.arange(len(u), device=u.device)[:, None]
+        on_movable = batch.movable.flatten(0, 1)[view, v, u]
+    return column, row, seen, on_movable
+
+
+def _same_pose(current_from_ref: Float[Tensor, "b 4 4"]) -> Bool[Tensor, " b"]:
+    """Whether a keyframe is the current one again: at the start of a log there is none before."""
+    still = torch.eye(4, dtype=current_from_ref.dtype, device=current_from_ref.device)
+    return (current_from_ref == still).flatten(1).all(dim=1)
 
 
 def _ends_in_keyframe_before(batch: Batch) -> Bool[Tensor, "b cams"]:

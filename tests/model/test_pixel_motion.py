@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from geometry.grid import VoxelGrid
 from model.config import DepthLiftConfig, FusionConfig, HeadConfig, ModelConfig, PixelMotionConfig
 from model.depth_lift import DepthLift
+from model.earlier_images import DepthMap, EarlierImage, Look, best_match, nearest_cameras
 from model.heads import FlowHead
 from model.network import OccFlow
 from model.pixel_depth import DepthBins, PixelDepth, cell_centres
-from model.pixel_motion import FASTEST_M, DepthMap, Look, PixelMotionHead, best_match
+from model.pixel_motion import FASTEST_M, PixelMotionHead
 from model.visibility import CameraRig
 
 HEIGHT, WIDTH, FOCAL = 16, 48, 40.0
@@ -90,7 +91,7 @@ def test_the_best_match_by_hand() -> None:
     logits[0, 1, 1 * COLUMNS + 5] = logits[0, 1, 1 * COLUMNS + 6] = 0.0  # two side by side
     logits[0, 2, 0] = 0.0  # the corner, and as likely as half of it a cell far away, which does not pull
     logits[0, 2, -1] = -math.log(2)
-    place, share, peak = best_match(logits, logits.logsumexp(-1), SIZE)
+    _, place, share, peak = best_match(logits, logits.logsumexp(-1), SIZE)
     assert torch.allclose(place[0], torch.tensor([[5.5, 1.5], [6.0, 1.5], [0.5, 0.5]]), atol=1e-5)
     assert torch.allclose(share[0], torch.tensor([1.0, 1.0, 2 / 3]), atol=1e-5)
     assert torch.allclose(peak[0], torch.tensor([1.0, 0.5, 2 / 3]), atol=1e-5)
@@ -99,7 +100,7 @@ def test_the_best_match_by_hand() -> None:
 def test_the_window_against_a_slow_version() -> None:
     torch.manual_seed(1)
     logits = torch.randn(2, 7, ROWS * COLUMNS, dtype=torch.float64) * 2
-    place, share, _ = best_match(logits, logits.logsumexp(-1), SIZE)
+    _, place, share, _ = best_match(logits, logits.logsumexp(-1), SIZE)
     likelihood = logits.softmax(-1)
     for view in range(2):
         for cell in range(7):
@@ -112,6 +113,100 @@ def test_the_window_against_a_slow_version() -> None:
             assert place[view, cell].tolist() == pytest.approx([x / total, y / total])
 
 
+def test_the_best_match_in_the_second_of_two_images() -> None:
+    """Each image has a window of its own: the last cell of one and the first of the next are no neighbours."""
+    logits = torch.full((1, 2, 2 * ROWS * COLUMNS), -60.0)
+    logits[0, 0, ROWS * COLUMNS + COLUMNS + 5] = 0.0
+    logits[0, 1, ROWS * COLUMNS] = 0.0
+    logits[0, 1, ROWS * COLUMNS - 1] = -math.log(2)
+    image, place, share, _ = best_match(logits, logits.logsumexp(-1), SIZE)
+    assert image.tolist() == [[1, 1]]
+    assert torch.allclose(place[0], torch.tensor([[5.5, 1.5], [0.5, 0.5]]), atol=1e-5)
+    assert torch.allclose(share[0], torch.tensor([1.0, 2 / 3]), atol=1e-5)
+
+
+def ring(valid: Tensor, degrees: tuple[float, ...] = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)) -> CameraRig:
+    """Cameras in a ring, the first one looking along x, the others to the left of it by so many degrees."""
+    one = rig(True)
+    angles = torch.tensor(degrees).deg2rad()
+    pose = torch.eye(4).repeat(len(degrees), 1, 1)
+    for k, angle in enumerate(angles):
+        c, s = angle.cos(), angle.sin()
+        pose[k, :3, :3] = torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ FORWARD
+    pose[:, 2, 3] = 1.5
+    frames = len(valid)
+    K = one.K.expand(frames, len(degrees), 3, 3)
+    return CameraRig.build(K, pose.expand(frames, -1, -1, -1), valid, (HEIGHT, WIDTH))
+
+
+def test_the_cameras_that_look_nearest_to_the_same_way() -> None:
+    """Two frames of six cameras; in the second one's earlier keyframe the camera to the left of the first is gone."""
+    there = torch.ones(2, 6, dtype=torch.bool)
+    missing = there.clone()
+    missing[1, 1] = False
+    order = nearest_cameras(ring(there), ring(missing), 2).view(2, 6, 3)
+    assert order[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert [set(row[1:]) for row in order[0].tolist()] == [{(k - 1) % 6, (k + 1) % 6} for k in range(6)]
+    assert order[1, 1, 0] == 6 + 1
+    assert 6 + 1 not in order[1, 0].tolist()
+    assert order[1, 0, :2].tolist() == [6 + 0, 6 + 5]
+    assert nearest_cameras(ring(there), ring(missing), 0)[:, 0].tolist() == list(range(12))
+    every = nearest_cameras(ring(there), ring(missing), 9).view(2, 6, 6)
+    assert every[1, 0, -1] == 6 + 1
+    assert all(sorted(row) == list(range(6, 12)) for row in every[1].tolist())
+
+
+def turned(degrees: float) -> Tensor:
+    """now_from_then of a car that turned to the left on the spot."""
+    angle = torch.tensor(-degrees).deg2rad()
+    pose = torch.eye(4)[None].clone()
+    pose[0, :2, :2] = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
+    return pose
+
+
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_what_another_camera_saw_before(neighbours: int) -> None:
+    """A wall all round, 10 m away along each camera's axis; the car turned by 60 degrees, so that each camera looks
+    where its left neighbour did. Nothing moved; the camera's own earlier image shows nothing of it."""
+    module = PixelMotionHead(PixelMotionConfig(cell=4, width=8, context=2, neighbours=neighbours), feature_dim=8)
+    module.decode = Believing()  # type: ignore[assignment]
+    with torch.no_grad():
+        module.reach.fill_(-0.5)
+    cameras = ring(torch.ones(1, 6, dtype=torch.bool))
+    # Every other camera out of the way, so that there is one nearest: the left one.
+    there = torch.tensor([[True, True, False, False, False, False]])
+    seen = Look(torch.zeros(6, 8, *SIZE), wall(10.0, 6), cameras)
+    found = module(seen, seen._replace(rig=ring(there)), turned(60.0))
+    assert found.searched.shape == (6, 1 + neighbours)
+    assert found.match.shape[-1] == (1 + neighbours) * ROWS * COLUMNS
+    image, place, _, _ = best_match(found.match, found.total, SIZE)
+    if neighbours:
+        assert found.searched[0].tolist() == [0, 1]
+        assert (image[0] == 1).all()
+        assert torch.allclose(place[0].unflatten(0, SIZE)[1:-1, 1:-1], cells().unflatten(0, SIZE)[1:-1, 1:-1], atol=0.1)
+        assert inner(found.motion)[0].abs().max() < 0.05
+    else:
+        assert inner(found.motion)[0].norm(dim=0).min() > 3
+
+
+def test_nothing_is_found_behind_another_camera() -> None:
+    """Nor in an image that is missing; and what the camera's own image says stays as it is."""
+    module = PixelMotionHead(PixelMotionConfig(cell=4, width=8, context=2, neighbours=2), feature_dim=8)
+    cameras = ring(torch.tensor([[True, True, True]]), (0.0, 180.0, 60.0))
+    then = Look(torch.randn(3, 8, *SIZE), wall(10.0, 3), cameras._replace(valid=torch.tensor([[True, True, False]])))
+    now = Look(torch.randn(3, 8, *SIZE), wall(10.0, 3), cameras)
+    found = module(now, then, moved(x=1.0))
+    assert found.searched[0].tolist() == [0, 1, 2]
+    count = ROWS * COLUMNS
+    assert found.match[0, :, count:].max() < -9e3
+    single = head()
+    single.load_state_dict(module.state_dict())
+    torch.testing.assert_close(found.match[0, :, :count], single(now, then, moved(x=1.0)).match[0])
+    torch.testing.assert_close(found.motion[0], single(now, then, moved(x=1.0)).motion[0])
+    image = EarlierImage.of(then, torch.tensor([1, 0, 0]), moved(x=1.0).expand(3, -1, -1), torch.full((3, 4, 3), 20.0))
+    assert image.in_front[:, 0].tolist() == [False, True, True]
+
+
 def test_without_descriptors_a_surface_is_where_it_would_be_had_it_stood_still() -> None:
     """A wall 10 m away, the car 2 m nearer than before: the picture was smaller by 10 / 12."""
     module = head()
@@ -119,7 +214,7 @@ def test_without_descriptors_a_surface_is_where_it_would_be_had_it_stood_still()
     with torch.no_grad():
         module.reach.fill_(-0.5)
     found = module(look(10.0), look(12.0), moved(x=2.0))
-    place, _, _ = best_match(found.match, found.total, SIZE)
+    _, place, _, _ = best_match(found.match, found.total, SIZE)
     middle = torch.tensor([COLUMNS / 2, ROWS / 2])
     away = (cells()[:, 1] > 1) & (cells()[:, 1] < ROWS - 1) & (cells()[:, 0] > 1) & (cells()[:, 0] < COLUMNS - 1)
     assert torch.allclose(place[0][away], (middle + (cells() - middle) * 10 / 12)[away], atol=0.1)
@@ -168,9 +263,9 @@ def test_what_has_no_image_before_is_told_so() -> None:
 
 def test_hostile_depths_and_poses_stay_finite() -> None:
     """Surfaces that were behind the earlier camera, and places far outside of its image."""
-    module = head()
+    module = PixelMotionHead(PixelMotionConfig(cell=4, width=8, context=2, neighbours=1), feature_dim=8)
     for pose in (moved(x=-100.0), moved(x=100.0), moved(y=1e4)):
-        found = module(look(10.0), look(10.0), pose)
+        found = module(look(10.0, True, True), look(10.0, True, True), pose)
         found.motion.sum().backward()
         assert all(torch.isfinite(x).all() for x in found)
         assert all(p.grad is None or torch.isfinite(p.grad).all() for p in module.parameters())

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from geometry.cameras import in_image
 from model.config import PixelMotionConfig
+from model.earlier_images import DepthMap, Look, in_cells
 from model.network import OccFlow
 from model.pixel_depth import cell_centres
-from model.pixel_motion import DepthMap, Look, PixelMotion, PixelMotionHead, in_cells
+from model.pixel_motion import PixelMotion, PixelMotionHead
 from model.visibility import CameraRig
 from storage.schema import FLOW_SCALE
 from train.batch import Batch, collate
@@ -23,7 +24,7 @@ from train.loop import train
 from train.losses.pixel_motion import match_costs, match_loss
 from train.module import StageModule
 from train.supervise import separate_motion, supervise_flow
-from train.supervise_pixel_motion import supervise_match, supervise_pixel_motion
+from train.supervise_pixel_motion import supervise_match, supervise_pixel_motion, supervise_places
 
 Make = Callable[..., TrainConfig]
 SIZE = (8, 16)
@@ -36,7 +37,14 @@ MODEL = {
 LEARN = {
     "model": MODEL,
     "data": {"backward_cue": "prev"},
-    "loss": {"pixel_depth": 1.0, "pixel_match": 1.0, "pixel_motion": 1.0, "lifted_flow": 1.0, "lifted_still": 0.3},
+    "loss": {
+        "pixel_depth": 1.0,
+        "pixel_match": 1.0,
+        "pixel_place": 1.0,
+        "pixel_motion": 1.0,
+        "lifted_flow": 1.0,
+        "lifted_still": 0.3,
+    },
 }
 
 
@@ -53,7 +61,7 @@ def said(motion: torch.Tensor, match: torch.Tensor | None = None) -> PixelMotion
     """What cells say, (2 views, 2, rows, columns)."""
     count = SIZE[0] * SIZE[1]
     match = torch.zeros(2, count, count) if match is None else match
-    return PixelMotion(motion, match, match.logsumexp(-1), torch.zeros(2, 2, *SIZE))
+    return PixelMotion(motion, torch.arange(2)[:, None], match, match.logsumexp(-1), torch.zeros(2, 2, *SIZE))
 
 
 def test_even_logits_cost_the_logarithm_of_their_number() -> None:
@@ -124,6 +132,49 @@ def test_matches_are_compared_with_the_cue(tiny_config: Make) -> None:
     assert [x.item() for x in supervise_match(sure, batch_at(config, 0))] == [0, 0]
     batch.flow_back.known[:] = False
     assert [x.item() for x in supervise_match(sure, batch)] == [0, 0]
+
+
+def test_places_are_compared_where_the_spots_were(tiny_config: Make) -> None:
+    """A spot 6 m ahead of the first camera that came from 1 m to the right, in another image's coordinates too; what no
+    searched image shows, and what has no keyframe before, costs nothing."""
+    batch = batch_at(tiny_config(**LEARN), 1)
+    frames = batch.frames
+    ahead = batch.ref_from_cam[0, 0, :3, 3] + 6 * batch.ref_from_cam[0, 0, :3, 2]
+    step = (-batch.ref_from_cam[0, 0, :3, 0])[:2]
+    batch.moving_points, batch.moving_motion = ahead[None, None], step[None, None]
+    batch.moving_weight, batch.moving_valid = torch.eye(2)[None, None], torch.ones(1, 1, dtype=torch.bool)
+    batch.camera_valid[:, 1] = False
+    # The other camera looks the same way, from half a metre to the side.
+    frames.K[:, 0, 1], frames.ref_from_cam[:, 0, 1] = frames.K[:, 0, 0], frames.ref_from_cam[:, 0, 0]
+    frames.ref_from_cam[:, 0, 1, :3, 3] += 0.5 * frames.ref_from_cam[:, 0, 0, :3, 0]
+    rig = CameraRig.build(frames.K[:, 0], frames.ref_from_cam[:, 0], frames.camera_valid[:, 0], (32, 64))
+    was = torch.cat([ahead[:2] - step, ahead[2:]])
+    then = (frames.current_from_ref[0, 0].inverse() @ torch.cat([was, torch.ones(1)]))[:3]
+    seen = [pose[:3, :3] @ then + pose[:3, 3] for pose in rig.cam_from_ref[0]]
+    places = [(rig.K[0, camera] @ (at / at[2]))[:2] / 4 for camera, at in enumerate(seen)]
+    grid, nothing = every_cell(), torch.zeros(2, 2, *SIZE)
+
+    def sure_of(place: torch.Tensor, image: int, *searched: int) -> PixelMotion:
+        blocks = [torch.full((2, len(grid), len(grid)), -99.0) for _ in searched]
+        blocks[image] = (-20 * (place - grid).abs().sum(-1)).expand(2, len(grid), -1)
+        return said(nothing, torch.cat(blocks, dim=-1))._replace(searched=torch.tensor([searched, searched[::-1]]))
+
+    right, count = supervise_places(sure_of(places[0], 0, 0), batch)
+    beside, _ = supervise_places(sure_of(places[0] - torch.tensor([2.0, 0.0]), 0, 0), batch)
+    assert count == 1
+    assert right < 20 < 30 < beside
+    # Both images show it: the first of those that are searched counts.
+    torch.testing.assert_close(supervise_places(sure_of(places[0], 0, 0, 1), batch)[0], right)
+    assert supervise_places(sure_of(places[1], 1, 0, 1), batch)[0] > 60
+    frames.camera_valid[:, 0, 0] = False
+    assert [x.item() for x in supervise_places(sure_of(places[0], 0, 0), batch)] == [0, 0]
+    other, count = supervise_places(sure_of(places[1], 1, 0, 1), batch)
+    assert count == 1
+    assert other < 20
+    frames.camera_valid[:, 0, 0] = True
+    frames.current_from_ref[:, 0] = torch.eye(4)
+    assert [x.item() for x in supervise_places(sure_of(places[0], 0, 0), batch)] == [0, 0]
+    assert [x.item() for x in supervise_places(sure_of(places[0], 0, 0), batch_at(tiny_config(), 1))] == [0, 0]
 
 
 def test_motion_is_compared_at_the_cells_of_the_spots(tiny_config: Make) -> None:
@@ -262,9 +313,11 @@ def test_its_terms_are_logged_and_switched(tiny_config: Make, share: float) -> N
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
         module.training_step(batch_at(config, 2), 0)
         assert ("loss/pixel_match" in module.numbers) == supervised
+        assert ("loss/pixel_place" in module.numbers) == supervised
         assert ("loss/pixel_motion" in module.numbers) == supervised
         if supervised:
             assert module.numbers["rays/pixel_match_cells"] > 100
+            assert module.numbers["rays/pixel_place_cells"] > 0
 
 
 def test_the_cue_is_read_for_it_alone_and_not_for_the_static_flow(tiny_config: Make) -> None:
@@ -289,6 +342,8 @@ def test_the_cue_is_read_for_it_alone_and_not_for_the_static_flow(tiny_config: M
         ({"loss": {"pixel_match": 1.0}, "data": {"backward_cue": "prev"}}, "model.pixel_motion.cell"),
         ({"model": MODEL, "loss": {"pixel_match": 1.0}}, "data.backward_cue=prev"),
         ({"model": MODEL, "loss": {"pixel_motion": 1.0}}, "loss.lifted_flow"),
+        ({"loss": {"pixel_place": 1.0, "lifted_flow": 1.0}}, "model.pixel_motion.cell"),
+        ({"model": MODEL, "loss": {"pixel_place": 1.0}}, "loss.pixel_place.*loss.lifted_flow"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(tiny_config: Make, changes: dict, named: str) -> None:
