@@ -136,6 +136,8 @@ def deploy(
     done = deploy_flow(settings, name or default, pool, **given)
     when = f"runs at '{done.schedule}'" if done.schedule else "runs when asked"
     say(f"{done.name} at {done.server}: {when}, on work pool {done.pool}")
+    if not done.log_seen:
+        say(f"note: {settings.dataset.root} is not on this machine; whether it is a log, its run will tell")
     say(f"next: prefect worker start --pool {done.pool}    and    prefect deployment run {done.name}")
 
 

@@ -11,7 +11,9 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pipelines.config import ConfigError, CuesConfig
+from pipelines.plan import wanted_cues
 from pipelines.prefect_home import PrefectError, quiet_prefect
+from pipelines.workbench import Workbench
 
 _ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
 """Of a run's processes. Prefect starts some of them as a script of its folder `runner`, which Python then puts first on
@@ -21,12 +23,14 @@ module."""
 
 @dataclass(frozen=True)
 class Deployed:
-    """What was deployed: `name` is what `prefect deployment run` takes."""
+    """What was deployed: `name` is what `prefect deployment run` takes; `log_seen` is False where the log's root is not
+    on this machine, and nothing of it could be looked at before a run."""
 
     name: str
     pool: str
     schedule: str | None
     server: str
+    log_seen: bool = True
 
 
 def absolute(config: CuesConfig) -> CuesConfig:
@@ -62,8 +66,12 @@ def deploy(
         scenes, cues: only these, as for `extract_log`.
         image: for pools that start containers (kubernetes, docker), one that holds occflow.
 
+    What a run would refuse is refused here, as far as this machine can see: a run at night tells nobody.
+
     Raises:
-        ConfigError: a schedule that is none, an image for a process pool, none for another.
+        ConfigError: a schedule that is none, an image for a process pool, none for another; a scene or cue that is not
+            there.
+        DataError: a log that cannot be read.
         PrefectError: no server is named, or the one that is does not answer.
     """
     server = os.environ.get("PREFECT_API_URL")
@@ -72,6 +80,8 @@ def deploy(
             "occflow deploy needs a Prefect server that stays: start one with `prefect server start`, then "
             "export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
+    config = absolute(config)
+    log_seen = _looked_at(config, scenes, cues)
     with quiet_prefect():
         import httpx
 
@@ -79,15 +89,28 @@ def deploy(
         try:
             _ensure_pool(pool, image)
             # What is not set is left to the machine that runs it: the number of its cores, for one.
-            given = absolute(config).model_dump(mode="json", exclude_unset=True)
+            given = config.model_dump(mode="json", exclude_unset=True)
             parameters = {"config": given, "scenes": scenes, "cues": cues}
-            _register(absolute(config), name, pool, schedules, parameters, image)
+            _register(config, name, pool, schedules, parameters, image)
         except httpx.TransportError as error:
             raise PrefectError(
                 f"PREFECT_API_URL={server}: no Prefect server answers there ({type(error).__name__}: {error}); start "
                 "it with `prefect server start`"
             ) from error
-    return Deployed(f"cues/{name}", pool, cron, server)
+    return Deployed(f"cues/{name}", pool, cron, server, log_seen)
+
+
+def _looked_at(config: CuesConfig, scenes: Sequence[str] | None, cues: Sequence[str] | None) -> bool:
+    """Whether the log is here; raises what a run would for a log that is none, and for names that it does not have."""
+    bench = Workbench(config)
+    wanted_cues(bench, cues)
+    if not config.dataset.root.exists():
+        return False
+    if scenes is None:
+        _ = bench.log
+    else:
+        bench.scene_names(tuple(scenes))
+    return True
 
 
 def _schedules(cron: str | None, timezone: str | None) -> list[Any]:

@@ -72,7 +72,7 @@ def plan(
         DataError: a log that cannot be read; a scene that cannot, unless on_error is skip.
     """
     bench = workbench(config, fresh)
-    wanted = _with_upstream(bench, cues)
+    wanted = wanted_cues(bench, cues)
     for cue in wanted:
         if cue != "truth":
             # Weights that are missing or damaged are told before any unit starts.
@@ -89,7 +89,12 @@ def plan(
     return Plan(tuple(work), skipped)
 
 
-def _with_upstream(bench: Workbench, cues: Sequence[str] | None) -> list[str]:
+def wanted_cues(bench: Workbench, cues: Sequence[str] | None) -> list[str]:
+    """The cues to extract where only these are asked for (None: all), with what they are made from, upstream first.
+
+    Raises:
+        ConfigError: a cue that is not configured, or whose upstream is not.
+    """
     extractors = bench.extractors
     names = [*extractors, *(["truth"] if bench.config.truth else [])]
     if cues is None:

@@ -134,12 +134,29 @@ def test_what_cannot_be_deployed(
         (server.url, ["--cron", "0 3 * * *", "--timezone", "Mars/Olympus"], 2, "Mars/Olympus"),
         (server.url, ["--pool", "elsewhere"], 2, "--image"),
         (server.url, ["--image", "occflow:cpu"], 2, "leave out --image"),
+        (server.url, ["--cues", "maskes"], 2, "'maskes' is not in this configuration"),
+        (server.url, ["--scenes", "scene-9999"], 2, "'scene-9999' is not among the"),
     ):
         known = {"PYTHONPATH": processes.environment["PYTHONPATH"], "PREFECT_API_URL": url}
         done = occflow("deploy", slow_config(0.0), *options, **known)
         assert done.returncode == code, done.stderr
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_log_that_is_not_on_this_machine(
+    occflow: Run, processes: Processes, server: PrefectServer, slow_config: Callable[[float], Path], tmp_path: Path
+) -> None:
+    """Workers may see what the machine that deploys does not; what is known without the log is refused all the same."""
+    known = {"PYTHONPATH": processes.environment["PYTHONPATH"], "PREFECT_API_URL": server.url}
+    away = ["--root", tmp_path / "elsewhere"]
+    done = occflow("deploy", slow_config(0.0), *away, "--scenes", "scene-9999", **known)
+    assert done.returncode == 0, done.stderr
+    assert f"note: {tmp_path / 'elsewhere'} is not on this machine" in done.stdout
+    refused = occflow("deploy", slow_config(0.0), *away, "--cues", "maskes", **known)
+    assert refused.returncode == 2
+    assert "'maskes' is not in this configuration" in refused.stderr
 
 
 @pytest.mark.slow
