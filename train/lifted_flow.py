@@ -9,6 +9,7 @@ A rendered ray does not know how far its surface is: a flow that it learns makes
 of flow, drown all others. A return knows its depth, and its motion can be weighed in metres. Not in the paper.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -172,32 +173,47 @@ def lift_flow(
     if interval == 0:
         inside = inside[:0]
     u, v = np.floor(seen[inside]).astype(np.int64).T
-    goal = seen[inside] + flow[:, v, u].T.astype(np.float64) / FLOW_SCALE
-    noise = NOISE_WIDTHS * width
-    depth_goal = depth_at(goal, ending, NEAR_WIDTHS * width)
-    told = np.isfinite(depth_goal)
-    depth_noise = np.maximum(DEPTH_NOISE_M, (ending.spread if ending else 0.0) * np.where(told, depth_goal, 0.0) ** 2)
-    place, found = points[inside], np.zeros((len(inside), 2))
-    prior = np.eye(2) / PRIOR_M**2
+    ends = seen[inside] + flow[:, v, u].T.astype(np.float64) / FLOW_SCALE
     share = np.ones(len(inside)) if weight is None else np.sqrt(weight[v, u].astype(np.float64))
+    goal, sure = _goals(ends, share, ending, width)
 
     def measured(motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is off, (n, 3) in likely errors, and its slope by the motion (n, 3, 2)."""
-        landed, slope = _land(place, motion, target_from_ref, target_K, interval)
-        off = landed - np.column_stack([goal, np.where(told, depth_goal, landed[:, 2])])
-        scale = np.column_stack([np.tile(share[:, None] / noise, 2), np.where(told, 1 / depth_noise, 0.0)])
-        return off * scale, slope * scale[..., None]
+        landed, slope = _land(points[inside], motion, target_from_ref, target_K, interval)
+        return np.where(sure > 0, landed - goal, 0.0) * sure, slope * sure[..., None]
 
+    found = _fitted(measured, len(inside))
+    off, slope = measured(found)
+    fits = np.abs(off[:, :2]).max(axis=1) < share * (WORST_FIT_WIDTHS / NOISE_WIDTHS)
+    fits &= (np.abs(found) < FASTEST_M).all(axis=1)
+    return Lifted(points[inside][fits], found[fits], (slope.transpose(0, 2, 1) @ slope)[fits])
+
+
+def _goals(
+    ends: Float64[np.ndarray, "n 2"], share: Float64[np.ndarray, " n"], ending: Ending | None, width: int
+) -> tuple[Float64[np.ndarray, "n 3"], Float64[np.ndarray, "n 3"]]:
+    """Pixel and depth that each point should land at, and one over the likely error of each; 0 for a depth that nothing
+    tells. `share` of a likely error of the cue counts as one."""
+    depth = depth_at(ends, ending, NEAR_WIDTHS * width)
+    told = np.isfinite(depth)
+    depth = np.where(told, depth, 0.0)
+    noise = np.maximum(DEPTH_NOISE_M, (ending.spread if ending else 0.0) * depth**2)
+    sure = np.tile(share[:, None] / (NOISE_WIDTHS * width), 2)
+    return np.column_stack([ends, depth]), np.column_stack([sure, np.where(told, 1 / noise, 0.0)])
+
+
+def _fitted(
+    measured: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], count: int
+) -> Float64[np.ndarray, "count 2"]:
+    """Motions of `count` points with the least squares of what is off and of the motion itself, by Gauss-Newton."""
+    found, prior = np.zeros((count, 2)), np.eye(2) / PRIOR_M**2
     for _ in range(ITERATIONS):
         off, slope = measured(found)
         back = slope.transpose(0, 2, 1)
         gradient = (back @ off[..., None])[..., 0] + found @ prior
         found = found - np.linalg.solve(back @ slope + prior, gradient[..., None])[..., 0]
         found = np.clip(found, -FASTEST_M, FASTEST_M)
-    off, slope = measured(found)
-    fits = np.abs(off[:, :2]).max(axis=1) < share * (WORST_FIT_WIDTHS / NOISE_WIDTHS)
-    fits &= (np.abs(found) < FASTEST_M).all(axis=1)
-    return Lifted(place[fits], found[fits], (slope.transpose(0, 2, 1) @ slope)[fits])
+    return found
 
 
 def depth_at(goal: Float64[np.ndarray, "n 2"], ending: Ending | None, near: float) -> Float64[np.ndarray, " n"]:
