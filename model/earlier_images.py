@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geometry.cameras import project, unproject
 from geometry.constants import constant
-from geometry.transforms import invert, transform_points
+from geometry.transforms import compose, invert, transform_points
 from model.pixel_depth import PixelDepth
 from model.visibility import CameraRig
 
@@ -84,7 +84,7 @@ class EarlierImage(NamedTuple):
     ) -> "EarlierImage":
         """The views `which` of `then`; `surface` in the current ego frame, metres."""
         view = then.views(which)
-        cam_from_now = view.cam_from_ref @ then_from_now
+        cam_from_now = compose(view.cam_from_ref, then_from_now)
         uv, depth, in_front = project(view.K, transform_points(cam_from_now, surface))
         size = (view.log_depth.shape[-2], view.log_depth.shape[-1])
         return cls(view, in_cells(uv, then.rig, size), depth, in_front & view.valid[:, None], cam_from_now)
@@ -107,7 +107,7 @@ def nearest_cameras(now: CameraRig, then: CameraRig, neighbours: int) -> Int[Ten
     views of the earlier keyframe, 1 + `neighbours` of them, or as many as there are cameras."""
     frames, cameras = now.valid.shape
     # Third rows: the axes of the cameras in their ego frames.
-    alike = now.cam_from_ref[:, :, 2, :3] @ then.cam_from_ref[:, :, 2, :3].transpose(1, 2)
+    alike = (now.cam_from_ref[:, :, None, 2, :3] * then.cam_from_ref[:, None, :, 2, :3]).sum(dim=-1)
     alike = torch.where(then.valid[:, None], alike, -2.0) + 9 * torch.eye(cameras, device=alike.device)
     order = alike.argsort(dim=-1, descending=True, stable=True)[..., : 1 + neighbours]
     first = cameras * torch.arange(frames, device=order.device)[:, None, None]

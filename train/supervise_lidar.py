@@ -100,7 +100,8 @@ def supervise_still(fields: Fields, batch: Batch) -> Float[Tensor, ""]:
 
 def weighed_lengths(off: Float[Tensor, "*n 2"], weight: Float[Tensor, "*#n 2 2"]) -> Float[Tensor, "*n"]:
     """sqrt(eᵀ A e) of motions that are off by e, metres per interval."""
-    squared = (off[..., None, :] @ weight @ off[..., None])[..., 0, 0]
+    # No matrix product: autocast would round it.
+    squared = (off[..., None, :] * weight * off[..., None]).sum(dim=(-2, -1))
     # A length has no slope at zero.
     return (squared.clamp_min(0) + 1e-6).sqrt()
 

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geometry.cameras import in_image, project
-from geometry.transforms import invert, transform_points
+from geometry.transforms import compose, invert, transform_points
 from model.earlier_images import in_cells
 from model.pixel_depth import cell_centres
 from model.pixel_motion import PixelMotion
@@ -141,7 +141,7 @@ def _ends_in_keyframe_before(batch: Batch) -> Bool[Tensor, "b cams"]:
     frames, view = batch.frames, batch.flow_back.view
     if frames.ref_from_cam.shape[1] < 2:
         return torch.zeros_like(batch.camera_valid)
-    then_from_now = invert(frames.ref_from_cam[:, -2]) @ invert(frames.current_from_ref[:, -2])[:, None]
+    then_from_now = compose(invert(frames.ref_from_cam[:, -2]), invert(frames.current_from_ref[:, -2])[:, None])
     same = (view.cam_from_ref - then_from_now).abs().flatten(2).amax(dim=-1) < SAME_POSE
     # At the start of a log the keyframe before is the current one again.
     there = view.valid & frames.camera_valid[:, -2] & (view.interval < 0)

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from geometry.transforms import (
     check_rigid,
+    compose,
     from_quaternion,
     from_rotation_translation,
     invert,
@@ -103,6 +104,9 @@ def test_chain_of_transforms_is_their_product() -> None:
     points = np.random.default_rng(2).normal(0, 30, (7, 3))
     in_steps = transform_points(global_from_ego, transform_points(ego_from_cam, points))
     np.testing.assert_allclose(transform_points(global_from_ego @ ego_from_cam, points), in_steps, atol=1e-10)
+    np.testing.assert_allclose(compose(global_from_ego, ego_from_cam), global_from_ego @ ego_from_cam, atol=1e-12)
+    several = compose(torch.as_tensor(_random_poses(6).reshape(2, 3, 4, 4)), torch.as_tensor(_random_poses(2))[:, None])
+    assert several.shape == (2, 3, 4, 4)
 
 
 def test_vectors_do_not_translate() -> None:
@@ -160,10 +164,15 @@ def test_autocast_does_not_round_geometry(dtype: torch.dtype) -> None:
     matrix = torch.from_numpy(np.stack([yaw_transform(0.3, (10.0, -4.0, 1.5)), yaw_transform(-2.0, (0.0, 1.0, 0.0))]))
     matrix = matrix.to(dtype)
     points = ((torch.rand(2, 50, 3, generator=generator, dtype=torch.float64) - 0.5) * 80).to(dtype).requires_grad_()
-    plain = transform_points(matrix, points), rotate_vectors(matrix, points), invert(matrix)
+
+    def all_of_it() -> tuple[torch.Tensor, ...]:
+        again = compose(matrix, matrix.flip(0))
+        return transform_points(matrix, points), rotate_vectors(matrix, points), invert(matrix), again
+
+    plain = all_of_it()
     (slope,) = torch.autograd.grad(plain[0].sum(), points)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = transform_points(matrix, points), rotate_vectors(matrix, points), invert(matrix)
+        cast = all_of_it()
         (cast_slope,) = torch.autograd.grad(cast[0].sum(), points)
         rounded = points @ matrix[..., :3, :3].swapaxes(-1, -2)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-12

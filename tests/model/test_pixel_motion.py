@@ -271,6 +271,21 @@ def test_hostile_depths_and_poses_stay_finite() -> None:
         assert all(p.grad is None or torch.isfinite(p.grad).all() for p in module.parameters())
 
 
+def test_autocast_rounds_no_place() -> None:
+    """The car drove and turned; in 8 bits its pose would be off by centimetres and a third of a degree."""
+    module = PixelMotionHead(PixelMotionConfig(cell=4, width=8, context=2, neighbours=2), feature_dim=8)
+    module.decode = Believing()  # type: ignore[assignment]
+    cameras = ring(torch.ones(1, 6, dtype=torch.bool))
+    now, then = (Look(torch.randn(6, 8, *SIZE), wall(depth, 6), cameras) for depth in (10.0, 12.0))
+    pose = turned(7.0) @ moved(x=5.3, y=0.4)
+    plain = module(now, then, pose)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = module(now, then, pose)
+    assert torch.equal(plain.searched, rounded.searched)
+    torch.testing.assert_close(plain.match, rounded.match, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(plain.motion, rounded.motion, atol=1e-3, rtol=1e-3)
+
+
 def test_no_gradient_leaves_it() -> None:
     module = head()
     level = torch.randn(1, 8, ROWS, COLUMNS, requires_grad=True)
