@@ -129,6 +129,43 @@ def test_mixed_precision_takes_the_same_step(tiny_config: Callable[..., TrainCon
         assert float(rounded.norm()) == pytest.approx(float(exact.norm()), rel=0.15)
 
 
+EVERYTHING = {
+    "model": {
+        "depth_lift": {"bins": 8, "context": 2, "width": 8},
+        "pixel_motion": {"cell": 4, "width": 16, "context": 2, "neighbours": 1},
+        "fusion": {"history": 1, "heads": 4, "points": 1},
+        "heads": {"movable": True, "flow_waves": 3},
+    },
+    "data": {"backward_cue": "prev", "weigh_by_confidence": True, "future_frames": 1},
+    "rays": {"lidar_reach": 1, "raised": 0.4, "still_raised": 0.5},
+    "loss": dict.fromkeys(
+        ("surface", "free_space", "lidar_spread", "pixel_depth", "pixel_match", "pixel_place", "pixel_motion")
+        + ("lifted_flow", "lifted_still", "instance_flow", "splat"),
+        1.0,
+    ),
+}
+"""What is off by default, switched on."""
+
+
+def test_mixed_precision_teaches_from_the_same_places(tiny_config: Callable[..., TrainConfig]) -> None:
+    """With all that is off by default: a cue, a match or a spot that poses in 8 bits would miss is not missed, and no
+    term changes by more than what the network's own rounding makes of it."""
+    config = tiny_config(**EVERYTHING)
+    batch = collate([KeyframeDataset(config, 2, [("a", 1)], 2**24)[0, 0]]).to(DEVICE)
+    numbers = []
+    for mixed in (False, True):
+        torch.manual_seed(0)
+        module = StageModule(config, 2, OccFlow(config.model).to(DEVICE), total_steps=10)
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=mixed):
+            module.training_step(batch, 0)
+        numbers.append({name: float(number) for name, number in module.numbers.items()})
+    exact, rounded = numbers
+    counts = {name: number for name, number in exact.items() if name.startswith("rays/")}
+    assert {"rays/pixel_match_cells", "rays/pixel_place_cells", "rays/splat_moving"} <= counts.keys()
+    assert {name: rounded[name] for name in counts} == counts
+    assert rounded == pytest.approx(exact, rel=2e-2, abs=2e-2)
+
+
 def test_trainer_knows_every_precision(tiny_config: Callable[..., TrainConfig]) -> None:
     for precision in ("32-true", "tf32", "bf16-mixed", "16-mixed"):
         config = tiny_config(run={"precision": precision})
