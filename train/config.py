@@ -11,15 +11,14 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 
 from model.config import ModelConfig
 from storage.configured import StoreLocation
+from train.loss_settings import LossConfig, SplatConfig
 from train.settings import (
     AblationConfig,
     DataConfig,
-    LossConfig,
     OptimiserConfig,
     RaysConfig,
     RunConfig,
     Section,
-    SplatConfig,
     StageConfig,
     StartConfig,
 )

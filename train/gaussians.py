@@ -12,8 +12,8 @@ from geometry.transforms import transform_points
 from model.fields import Fields
 from model.splat import NEAR_SCALES
 from train.batch import View
+from train.loss_settings import SplatConfig
 from train.rays import beside
-from train.settings import SplatConfig
 
 MIN_EXPOSED = 0.05
 """Voxels of which less is exposed are empty, or hidden in matter: no Gaussian."""

@@ -12,6 +12,7 @@ from train.batch import Batch, FlowTarget, View
 from train.cast import CameraCast
 from train.confidence import flow_weights, mask_weights
 from train.config import TrainConfig
+from train.loss_settings import LossConfig
 from train.losses.dynamic import Motion, disentangle, static_flow_regularisation
 from train.losses.flow import FlowLoss, flow_loss, ray_errors, sample_errors
 from train.losses.photometric import Comparison, compare
@@ -23,7 +24,6 @@ from train.losses.regularise import (
     normalised_disparity,
 )
 from train.rays import beside, land
-from train.settings import LossConfig
 
 
 def everything_static(cast: CameraCast) -> Motion:

@@ -14,11 +14,11 @@ from model.pixel_depth import PixelDepth
 from model.render import Renderer
 from train.batch import Batch
 from train.cast import cast_ranges
+from train.loss_settings import LossConfig
 from train.losses.averages import masked_mean
 from train.losses.lidar import free_space_loss, scale_invariant_loss, spread_loss, surface_loss
 from train.losses.pixel_depth import pixel_depth_loss
 from train.rays import beside, lidar_rays
-from train.settings import LossConfig
 
 
 class RangeTerms(NamedTuple):

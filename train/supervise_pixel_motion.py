@@ -12,9 +12,9 @@ from model.pixel_motion import PixelMotion
 from model.visibility import CameraRig
 from storage.schema import FLOW_SCALE
 from train.batch import Batch
+from train.loss_settings import LossConfig
 from train.losses.averages import masked_mean
 from train.losses.pixel_motion import match_costs, match_loss
-from train.settings import LossConfig
 from train.supervise_lidar import lengths, weighed_lengths
 
 SAME_POSE = 1e-3

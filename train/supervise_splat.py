@@ -16,10 +16,10 @@ from train.batch import Batch, View
 from train.cast import CameraCast
 from train.config import TrainConfig
 from train.gaussians import Drawn, draw_gaussians, in_camera, opacities, per_view, pick, scale_of
+from train.loss_settings import SplatConfig
 from train.losses.averages import MIN_WEIGHT, masked_mean
 from train.losses.splat import balanced_cross_entropy, depth_error
 from train.rays import beside
-from train.settings import SplatConfig
 from train.supervise import cue_at_rays
 
 

@@ -32,9 +32,9 @@ from train.gaussians import (
     voxel_centres,
 )
 from train.loop import train
+from train.loss_settings import SplatConfig
 from train.losses.splat import balanced_cross_entropy, depth_error
 from train.module import StageModule
-from train.settings import SplatConfig
 from train.supervise_splat import supervise_splat
 
 Make = Callable[..., TrainConfig]
