@@ -19,15 +19,16 @@ from train.neighbours import KEYFRAME, Neighbour, draw_neighbour, view_geometry
 from train.order import EpochOrder
 from train.points import PointCues
 from train.sampler import StepSampler
-from train.selection import Exclusion, marked_frames, needed_cues, reads_backward_flow
+from train.selection import Exclusion, image_step_cues, marked_frames, needed_cues, reads_backward_flow
 
 
 class KeyframeDataset(Dataset[Batch]):
     """Samples by (draw, frame): `frame` indexes `frames`, `draw` seeds everything that is drawn. A share of them, given
     as `mirrored`, is seen in a mirror.
 
-    Draws below `image_draws` are for steps that look at the keyframe's images alone: they hold no images beside, and no
-    other keyframe's returns. Most of a sample's time goes into these.
+    Draws below `image_draws` are for steps that look at the keyframe's images alone, and in the second stage at those
+    of the keyframe before where the network compares them: they hold no other images, no other keyframe's returns, and
+    no cue that such a step does not learn from. Most of a sample's time goes into these.
 
     The store is opened by whichever process reads first, so the data set pickles into spawned workers.
     """
@@ -44,6 +45,9 @@ class KeyframeDataset(Dataset[Batch]):
         self.config, self.stage, self.frames, self.mirrored = config, stage, frames, mirrored
         self.image_draws = image_draws
         self._cues = needed_cues(config, stage)
+        self._image_cues = image_step_cues(config, stage)
+        self._queue = config.model.fusion.history + 1
+        self._image_queue = min(self._queue, 2 if stage == 2 and config.model.pixel_motion.cell else 1)
         self._cache_bytes = cache_bytes
         self._excluded = Exclusion(config.data.held_out, marked_frames(config).frames)
         self._points = PointCues(config, self._cues, self._excluded, self._flow, self._movable)
@@ -78,15 +82,16 @@ class KeyframeDataset(Dataset[Batch]):
         return self._scenes[name]
 
     def _sample(self, scene: CachedScene, t: int, rng: np.random.Generator, images_alone: bool) -> Batch:
-        self._fetch(scene, t)
-        queue = scene.queue(t, self.config.model.fusion.history + 1)
+        cues, length = (self._image_cues, self._image_queue) if images_alone else (self._cues, self._queue)
+        self._fetch(scene, t, cues, length)
+        queue = scene.queue(t, length)
         valid = queue["camera_valid"][-1]
         returns = self._points.returns(scene, t, rng, own_alone=images_alone)
         earlier, later, further = (None, None, []) if images_alone else self._beside(scene, t, rng)
         view = self._geometry if images_alone else self._view
         images = torch.from_numpy(average_blocks(queue["images"][-1], self._factor))
         # Losses compare with flow in the second stage alone; points that are triangulated from it are worked out once.
-        next_cue = self._flow(scene, "next", t, valid) if self.stage == 2 and "flow_next" in self._cues else None
+        next_cue = self._flow(scene, "next", t, valid) if self.stage == 2 and "flow_next" in cues else None
         back_slot = self.config.data.backward_cue if reads_backward_flow(self.config, self.stage) else None
         batch = Batch(
             frames=FrameInput(**{key: torch.from_numpy(value) for key, value in queue.items()}),
@@ -98,14 +103,14 @@ class KeyframeDataset(Dataset[Batch]):
             later=view(scene, t, later),
             flow_next=next_cue,
             flow_back=self._flow(scene, back_slot, t, valid) if back_slot is not None else None,
-            movable=self._movable(scene, t, valid) if "masks" in self._cues else None,
+            movable=self._movable(scene, t, valid) if "masks" in cues else None,
             return_points=None if returns is None else returns.points,
             return_valid=None if returns is None else returns.valid,
             return_own=None if returns is None else returns.own,
             return_origins=None if returns is None else returns.origins,
             further=stack([self._view(scene, t, one) for one in further]) if further else None,
         )
-        if "masks" in self._cues and (self.config.loss.instance_flow or self.config.data.weigh_by_confidence):
+        if "masks" in cues and (self.config.loss.instance_flow or self.config.data.weigh_by_confidence):
             batch.instances, batch.mask_score = self._instances(scene, t, valid)
         if self.stage == 2:
             self._points.add_moving(scene, t, batch, rng)
@@ -122,12 +127,13 @@ class KeyframeDataset(Dataset[Batch]):
         further = self._further(scene, t, later, rng) if self.config.data.future_frames else []
         return earlier, later, further
 
-    def _fetch(self, scene: CachedScene, t: int) -> None:
-        """Ask for all that is certain to be read of a sample, before the first of it is decoded."""
-        queue = set(queue_keyframes(t, self.config.model.fusion.history + 1))
+    def _fetch(self, scene: CachedScene, t: int, needed: tuple[str, ...], length: int) -> None:
+        """Ask for all that is certain to be read of a sample with a queue of so many keyframes, before the first of it
+        is decoded."""
+        queue = set(queue_keyframes(t, length))
         wanted = [("images", "image", k) for k in queue]
         kinds = {"masks": "movable", "lidar": "lidar"}
-        cues = (cue for cue in self._cues if cue not in ("images", "sweeps"))
+        cues = (cue for cue in needed if cue not in ("images", "sweeps"))
         scene.prefetch([*wanted, *((cue, kinds.get(cue, cue.removeprefix("flow_")), t) for cue in cues)])
 
     def _fetch_neighbours(self, scene: CachedScene, *drawn: Neighbour | None) -> None:

@@ -66,6 +66,18 @@ def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(cues))
 
 
+def image_step_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
+    """Those of them that a step on images alone learns from: in the first stage whatever returns are made of."""
+    if stage == 2:
+        return tuple(cue for cue in needed_cues(config, stage) if cue != "sweeps")
+    cues = ["images", *(["lidar"] if config.ablation.lidar else [])]
+    if config.rays.triangulated:
+        cues += triangulation_cues(config)
+    if config.rays.standing:
+        cues.append("masks")
+    return tuple(dict.fromkeys(cues))
+
+
 def reads_backward_flow(config: TrainConfig, stage: int) -> bool:
     """Whether a loss of the stage compares with the backward flow cue. Triangulation may read that cue all the same."""
     wanted = config.ablation.backward_static_flow or config.loss.pixel_match > 0

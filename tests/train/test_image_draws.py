@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from model.network import OccFlow
+from train.batch import collate
 from train.config import TrainConfig
 from train.data import KeyframeDataset
 from train.frames import CachedScene
 from train.loop import train
 from train.module import StageModule
+from train.selection import image_step_cues, needed_cues
 
 Make = Callable[..., TrainConfig]
 LIFT = {"depth_lift": {"bins": 8}}
@@ -22,7 +24,7 @@ LEARN: dict[str, Any] = {"model": LIFT, "loss": {"pixel_depth": 1.0}}
 
 
 def test_a_sample_for_images_alone(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the returns are the keyframe's, as beside others; neither other keyframes nor sweeps are read."""
+    """Half of the returns are the keyframe's, as beside others; neither other keyframes, sweeps nor masks are read."""
     config = tiny_config(rays={"lidar": 600, "lidar_reach": 2}, data={"neighbour": {"sweeps": True}})
     whole = KeyframeDataset(config, 1, [("a", 2)], 0)[0, 0]
     dataset = KeyframeDataset(config, 1, [("a", 2)], 0, image_draws=1)
@@ -30,6 +32,8 @@ def test_a_sample_for_images_alone(tiny_config: Make, monkeypatch: pytest.Monkey
         patch.setattr(CachedScene, "sweep_image", None)
         patch.setattr(CachedScene, "render_image", None)
         patch.setattr(CachedScene, "movable_returns", None)
+        patch.setattr(CachedScene, "movable", None)
+        patch.setattr(CachedScene, "instances", None)
         lean = dataset[0, 0]
     assert lean.return_points is not None
     assert whole.return_points is not None
@@ -41,8 +45,45 @@ def test_a_sample_for_images_alone(tiny_config: Make, monkeypatch: pytest.Monkey
     assert not lean.return_valid[300:].any()
     assert lean.earlier.images is None
     assert lean.later.images is None
-    assert torch.equal(lean.frames.images, whole.frames.images)
+    assert lean.movable is None
+    for alone, entry in zip(lean.frames, whole.frames, strict=True):
+        assert torch.equal(alone, entry[-1:]), "the keyframe's own images and no others"
     assert dataset[1, 0].earlier.images is not None
+    assert dataset[1, 0].frames.images.shape == whole.frames.images.shape
+
+
+@pytest.mark.parametrize(("cell", "history", "kept"), [(0, 2, 1), (4, 2, 2), (4, 1, 2)])
+def test_the_second_stage_compares_with_the_keyframe_before(
+    tiny_config: Make, cell: int, history: int, kept: int
+) -> None:
+    """And with no other; cues of motion stay."""
+    model = {**LIFT, "pixel_motion": {"cell": cell}, "fusion": {"history": history, "heads": 4, "points": 1}}
+    config = tiny_config(**{**LEARN, "model": model})
+    lean, whole = (KeyframeDataset(config, 2, [("a", 2)], 0, image_draws=n)[0, 0] for n in (1, 0))
+    for alone, entry in zip(lean.frames, whole.frames, strict=True):
+        assert torch.equal(alone, entry[-kept:])
+    assert lean.flow_next is not None
+    assert lean.movable is not None
+    if not cell:
+        return
+    network = OccFlow(config.model).eval()
+    with torch.no_grad():
+        one, other = (network.pixel_motion(collate([sample]).frames)[1].motion for sample in (lean, whole))
+    assert torch.equal(one, other)
+
+
+def test_what_returns_are_made_of_is_still_read(tiny_config: Make) -> None:
+    triangulated = {"rays": {"triangulated": 64}, "data": {"backward_cue": "prev"}, "ablation": {"lidar": False}}
+    for changes, cues in (
+        ({}, {"images", "lidar"}),
+        ({"rays": {"lidar_reach": 2}}, {"images", "lidar"}),
+        ({"rays": {"standing": 64}}, {"images", "lidar", "masks"}),
+        (triangulated, {"images", "flow_next", "flow_prev", "masks"}),
+    ):
+        config = tiny_config(**changes)
+        assert set(image_step_cues(config, 1)) == cues
+        assert set(image_step_cues(config, 2)) == set(needed_cues(config, 2)) - {"sweeps"}
+        assert set(image_step_cues(config, 1)) <= set(needed_cues(config, 1))
 
 
 def test_where_nothing_is_beside_all_returns_are_its_own(tiny_config: Make) -> None:
