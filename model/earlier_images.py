@@ -102,6 +102,12 @@ class EarlierImage(NamedTuple):
         return transform_points(invert(self.cam_from_now), points), log_depth
 
 
+def same_keyframe(now_from_then: Float[Tensor, "n 4 4"]) -> Bool[Tensor, " n"]:
+    """Whether the earlier keyframe is the current one again: at the start of a log there is none before."""
+    still = torch.eye(4, dtype=now_from_then.dtype, device=now_from_then.device)
+    return (now_from_then == still).flatten(1).all(dim=1)
+
+
 def nearest_cameras(now: CameraRig, then: CameraRig, neighbours: int) -> Int[Tensor, "views images"]:
     """Each view's own camera in the earlier keyframe, then those that look nearest to the same way, missing ones last:
     views of the earlier keyframe, 1 + `neighbours` of them, or as many as there are cameras."""

@@ -13,7 +13,7 @@ from geometry.constants import constant
 from geometry.transforms import invert, rotate_vectors, transform_points
 from model.backbone import LayerNorm2d
 from model.config import PixelMotionConfig
-from model.earlier_images import EarlierImage, Look, best_match, chosen, nearest_cameras
+from model.earlier_images import EarlierImage, Look, best_match, chosen, nearest_cameras, same_keyframe
 from model.pixel_depth import cell_centres
 from model.residual import ResidualBlock2d, group_norm
 
@@ -112,9 +112,10 @@ class PixelMotionHead(nn.Module):
         match = self._search(now.descriptors, images)
         total = match.logsumexp(dim=-1)
         image, place, share, peak = best_match(match, total, size)
-        landing, landing_depth = (chosen(image, [x[i] for x in images]) for i in (1, 2))
-        surfaces = [x.surface_at(place, then.rig) for x in images]
-        before, log_depth = (chosen(image, [x[i] for x in surfaces]) for i in (0, 1))
+        landing = chosen(image, [x.landing for x in images])
+        landing_depth = chosen(image, [x.landing_depth for x in images])
+        surfaces = zip(*(x.surface_at(place, then.rig) for x in images), strict=True)
+        before, log_depth = (chosen(image, list(options)) for options in surfaces)
         measured = (surface - before)[..., :2].clamp(-FASTEST_M, FASTEST_M)
 
         along = F.normalize(rotate_vectors(ego_from_cam, directions), dim=-1)
@@ -164,5 +165,5 @@ class PixelMotionHead(nn.Module):
 def _unknown(then: Look, now_from_then: Float[Tensor, "n 4 4"]) -> Float[Tensor, "views 1"]:
     """1 where the earlier keyframe is the current one again, or its image is missing."""
     cameras = then.rig.K.shape[1]
-    same = (now_from_then == torch.eye(4, dtype=now_from_then.dtype, device=now_from_then.device)).flatten(1).all(dim=1)
+    same = same_keyframe(now_from_then)
     return (same.repeat_interleave(cameras) | ~then.rig.valid.flatten())[:, None].to(now_from_then)

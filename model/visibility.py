@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from geometry.cameras import in_image, project
-from geometry.transforms import invert
+from geometry.transforms import invert, transform_points
 
 
 class CameraRig(NamedTuple):
@@ -33,6 +33,14 @@ class CameraRig(NamedTuple):
         K = torch.where(use, K, torch.eye(3, dtype=K.dtype, device=K.device))
         poses = torch.where(use, ref_from_cam, torch.eye(4, dtype=K.dtype, device=K.device))
         return cls(K, invert(poses), valid, *size)
+
+    def see(
+        self, points: Float[Tensor, "n points 3"]
+    ) -> tuple[Float[Tensor, "n cams points 2"], Float[Tensor, "n cams points"], Bool[Tensor, "n cams points"]]:
+        """Each frame's own points in every camera: pixels, metres along the camera's axis, and whether the camera is
+        usable and sees them."""
+        uv, depth, in_front = project(self.K, transform_points(self.cam_from_ref, points[:, None]))
+        return uv, depth, in_front & in_image(uv, self.height, self.width) & self.valid[..., None]
 
 
 class Visibility(NamedTuple):

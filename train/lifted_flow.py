@@ -175,18 +175,18 @@ def lift_flow(
     u, v = np.floor(seen[inside]).astype(np.int64).T
     ends = seen[inside] + flow[:, v, u].T.astype(np.float64) / FLOW_SCALE
     share = np.ones(len(inside)) if weight is None else np.sqrt(weight[v, u].astype(np.float64))
-    goal, sure = _goals(ends, share, ending, width)
+    place, (goal, sure) = points[inside], _goals(ends, share, ending, width)
 
     def measured(motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is off, (n, 3) in likely errors, and its slope by the motion (n, 3, 2)."""
-        landed, slope = _land(points[inside], motion, target_from_ref, target_K, interval)
-        return np.where(sure > 0, landed - goal, 0.0) * sure, slope * sure[..., None]
+        landed, slope = _land(place, motion, target_from_ref, target_K, interval)
+        return (landed - goal) * sure, slope * sure[..., None]
 
     found = _fitted(measured, len(inside))
     off, slope = measured(found)
     fits = np.abs(off[:, :2]).max(axis=1) < share * (WORST_FIT_WIDTHS / NOISE_WIDTHS)
     fits &= (np.abs(found) < FASTEST_M).all(axis=1)
-    return Lifted(points[inside][fits], found[fits], (slope.transpose(0, 2, 1) @ slope)[fits])
+    return Lifted(place[fits], found[fits], (slope.transpose(0, 2, 1) @ slope)[fits])
 
 
 def _goals(

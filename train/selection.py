@@ -45,14 +45,7 @@ def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
     switches, cues = config.ablation, ["images"]
     if config.data.neighbour.sweeps:
         cues.append("sweeps")
-    if switches.lidar:
-        cues.append("lidar")
-        if config.rays.lidar_reach:
-            cues.append("masks")
-    if config.rays.triangulated:
-        cues += triangulation_cues(config)
-    if config.rays.standing:
-        cues.append("masks")
+    cues += _return_cues(config, beside=config.rays.lidar_reach > 0)
     if stage == 2 and config.loss.instance_flow:
         cues.append("masks")
     if stage == 2 and config.loss.splat:
@@ -70,12 +63,18 @@ def image_step_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
     """Those of them that a step on images alone learns from: in the first stage whatever returns are made of."""
     if stage == 2:
         return tuple(cue for cue in needed_cues(config, stage) if cue != "sweeps")
-    cues = ["images", *(["lidar"] if config.ablation.lidar else [])]
+    return tuple(dict.fromkeys(["images", *_return_cues(config, beside=False)]))
+
+
+def _return_cues(config: TrainConfig, *, beside: bool) -> list[str]:
+    """What a keyframe's returns are made of; `beside`: and other keyframes', of which those on movable things are left
+    out."""
+    cues = ["lidar", *(["masks"] if beside else [])] if config.ablation.lidar else []
     if config.rays.triangulated:
         cues += triangulation_cues(config)
     if config.rays.standing:
         cues.append("masks")
-    return tuple(dict.fromkeys(cues))
+    return cues
 
 
 def reads_backward_flow(config: TrainConfig, stage: int) -> bool:

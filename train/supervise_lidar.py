@@ -6,9 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geometry.cameras import in_image, project
 from geometry.constants import constant
-from geometry.transforms import transform_points
 from model.fields import Fields
 from model.pixel_depth import PixelDepth
 from model.render import Renderer
@@ -72,12 +70,10 @@ def supervise_pixel_depth(predicted: PixelDepth, batch: Batch) -> Float[Tensor, 
     assert batch.return_valid is not None
     assert batch.return_own is not None
     rig = batch.rig()
-    cameras = batch.K.shape[1]
-    points = transform_points(rig.cam_from_ref.flatten(0, 1), batch.return_points.repeat_interleave(cameras, dim=0))
-    uv, depth, in_front = project(rig.K.flatten(0, 1), points)
-    returns = (batch.return_valid & batch.return_own).repeat_interleave(cameras, dim=0)
-    valid = returns & in_front & in_image(uv, rig.height, rig.width) & rig.valid.flatten()[:, None]
-    return pixel_depth_loss(predicted, uv / constant((rig.width, rig.height), uv) * 2 - 1, depth, valid)
+    uv, depth, seen = rig.see(batch.return_points)
+    valid = seen & (batch.return_valid & batch.return_own)[:, None]
+    place = uv / constant((rig.width, rig.height), uv) * 2 - 1
+    return pixel_depth_loss(predicted, place.flatten(0, 1), depth.flatten(0, 1), valid.flatten(0, 1))
 
 
 def supervise_lifted_flow(fields: Fields, batch: Batch) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:

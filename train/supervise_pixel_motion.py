@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from geometry.cameras import in_image, project
+from geometry.cameras import in_image
 from geometry.transforms import compose, invert, transform_points
-from model.earlier_images import in_cells
+from model.earlier_images import in_cells, same_keyframe
 from model.pixel_depth import cell_centres
 from model.pixel_motion import PixelMotion
 from model.visibility import CameraRig
@@ -60,11 +60,10 @@ def supervise_places(motion: PixelMotion, batch: Batch) -> tuple[Float[Tensor, "
 
     was = torch.cat([batch.moving_motion, torch.zeros_like(batch.moving_motion[..., :1])], dim=-1)
     then = transform_points(invert(frames.current_from_ref[:, -2]), batch.moving_points - was)
-    valid = frames.camera_valid[:, -2] & ~_same_pose(frames.current_from_ref[:, -2])[:, None]
+    valid = frames.camera_valid[:, -2] & ~same_keyframe(frames.current_from_ref[:, -2])[:, None]
     images = (frames.images.shape[-2], frames.images.shape[-1])
     rig = CameraRig.build(frames.K[:, -2], frames.ref_from_cam[:, -2], valid, images)
-    uv, _, in_front = project(rig.K, transform_points(rig.cam_from_ref, then[:, None]))
-    shown = in_front & in_image(uv, rig.height, rig.width) & rig.valid[..., None]
+    uv, _, shown = rig.see(then)
     places, shown = in_cells(uv.flatten(0, 1), rig, size), shown.flatten(0, 1)
 
     costs, found = torch.zeros_like(total), torch.zeros_like(seen)
@@ -114,10 +113,9 @@ def _cells_of(
     """Column and row of the cell that each point falls into in each view, whether it does into any, and whether that
     pixel shows a movable thing. The border's cell where it does not."""
     rig = batch.rig()
-    seen_from = transform_points(rig.cam_from_ref, points[:, None])
-    uv, _, in_front = project(rig.K, seen_from)
-    seen = (valid[:, None] & in_front & in_image(uv, rig.height, rig.width) & rig.valid[..., None]).flatten(0, 1)
-    uv = torch.where(seen[..., None], uv.flatten(0, 1), torch.zeros_like(uv.flatten(0, 1)))
+    uv, _, seen = rig.see(points)
+    uv, seen = uv.flatten(0, 1), (seen & valid[:, None]).flatten(0, 1)
+    uv = torch.where(seen[..., None], uv, torch.zeros_like(uv))
     size = (motion.motion.shape[-2], motion.motion.shape[-1])
     column, row = in_cells(uv, rig, size).long().unbind(dim=-1)
     on_movable = torch.zeros_like(seen)
@@ -126,12 +124,6 @@ def _cells_of(
         view = torch.arange(len(u), device=u.device)[:, None]
         on_movable = batch.movable.flatten(0, 1)[view, v, u]
     return column, row, seen, on_movable
-
-
-def _same_pose(current_from_ref: Float[Tensor, "b 4 4"]) -> Bool[Tensor, " b"]:
-    """Whether a keyframe is the current one again: at the start of a log there is none before."""
-    still = torch.eye(4, dtype=current_from_ref.dtype, device=current_from_ref.device)
-    return (current_from_ref == still).flatten(1).all(dim=1)
 
 
 def _ends_in_keyframe_before(batch: Batch) -> Bool[Tensor, "b cams"]:
