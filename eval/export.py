@@ -4,50 +4,82 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from eval.frames import TruthSource, chosen_keyframes, open_truth
+from eval.label_files import FolderTruth, LabelFolder
 from eval.protocols import OPENOCC_CLASSES
 from eval.rayiou import RayIoU
 from eval.rules import EvaluationError
-from eval.score import Volumes, layout_of, open_volumes, present
+from eval.score import layout_of, open_volumes, present
 from eval.score_rays import truth_of_rays
 from eval.submission import RayPrediction, write_submission
 from eval.uniocc import write_uniocc
-from geometry.grid import VoxelGrid
+from storage.exclusions import excluded_by
 from storage.location import ObjectPath
 from storage.reader import StoreReader
 
 
 def export_predictions(
-    predictions: Path, store: str | Path | ObjectPath, out: Path, scenes: Sequence[str] | None = None
+    predictions: Path,
+    store: str | Path | ObjectPath,
+    out: Path,
+    scenes: Sequence[str] | None = None,
+    *,
+    truth: str | Path | None = None,
+    layout: str | None = None,
+    skip_missing: bool = False,
+    keyframes: int | None = None,
+    exclude: Sequence[str | Path] = (),
 ) -> tuple[str, int]:
     """Write predictions in another form: a submission where `out` ends in .gz or .pkl, else a folder of UniOcc's files.
+
+    Args:
+        truth: a folder of ground truth, whose numbering and grid the predictions have; default as the truth store has
+            it, and OpenOcc's where there is none.
+        scenes, layout, skip_missing, keyframes, exclude: as for `eval.score.score`.
 
     Returns:
         The form's name and the number of keyframes written.
 
     Raises:
-        EvaluationError: a submission of predictions without classes, or as for `score`.
+        EvaluationError: predictions that are rays, or UniOcc's files already; a submission of predictions without
+            classes or with others than OpenOcc's; or as for `score`.
     """
     reader = StoreReader(store)
-    truth = open_truth(reader.path)
-    _, volumes = open_volumes(predictions, layout_of(predictions), reader, truth)
-    frames, _ = present(volumes, chosen_keyframes(reader, scenes, None), skip_missing=True)
+    found = layout or layout_of(predictions)
+    if found != "openocc":
+        raise EvaluationError(
+            f"{predictions}: this is {found} already, of which no other form can be made: export <scene>/<token>/"
+            "labels.npz, which have a class and a velocity per voxel"
+        )
+    known = open_truth(reader.path) if truth is None else FolderTruth(Path(truth), reader)
+    volumes = open_volumes(predictions, found, reader, known)[1]
+    assert isinstance(volumes, LabelFolder)
+    frames = chosen_keyframes(reader, scenes, None, keyframes, excluded_by(reader, exclude).frames)
+    frames, _ = present(volumes, frames, skip_missing)
     if out.suffix in (".gz", ".pkl"):
-        rows = _submission_rows(volumes, reader, volumes.grid, frames)
-        return "submission", write_submission(out, rows)
+        return "submission", write_submission(out, _submission_rows(volumes, frames))
     for scene, t in frames:
-        write_uniocc(volumes.at(scene, t), volumes.grid, reader.scene(scene).table, t, out / scene)
+        table = reader.scene(scene).table
+        write_uniocc(volumes.at(scene, t), volumes.classes, volumes.grid, table, t, out / scene)
     return "uniocc", len(frames)
 
 
-def _submission_rows(
-    volumes: Volumes, reader: StoreReader, grid: VoxelGrid, frames: Sequence[tuple[str, int]]
-) -> Iterator[tuple[str, RayPrediction]]:
-    metric, source = RayIoU("openocc", grid, OPENOCC_CLASSES), TruthSource(reader, None)
+def _submission_rows(volumes: LabelFolder, frames: Sequence[tuple[str, int]]) -> Iterator[tuple[str, RayPrediction]]:
+    reader = volumes.reader
+    if volumes.classes != OPENOCC_CLASSES:
+        raise EvaluationError(
+            f"{volumes.root}: the challenge's form has OpenOcc's 16 classes and these labels are numbered as "
+            f"{list(volumes.classes)}; name OpenOcc's truth with --truth if they are not"
+        )
+    metric, source = RayIoU("openocc", volumes.grid, OPENOCC_CLASSES), TruthSource(reader, None)
     for scene, t in frames:
-        prediction = volumes.at(scene, t)
+        prediction, origins = volumes.at(scene, t), source.origins(scene, t)
         if prediction.semantics is None:
             raise EvaluationError(
                 f"{volumes.path(scene, t)}: the challenge's form needs a class per voxel, and this prediction has none"
             )
-        rows = truth_of_rays(metric, prediction.semantics, prediction.flow, source.origins(scene, t))
-        yield reader.scene(scene).table.tokens[t], rows
+        if not len(origins):
+            raise EvaluationError(
+                f"{reader.path}: {scene}:{t} has no LiDAR within 39 m, from where its rays are cast; extract the cue "
+                "'lidar', or name other keyframes with --scenes"
+            )
+        yield reader.scene(scene).table.tokens[t], truth_of_rays(metric, prediction.semantics, prediction.flow, origins)

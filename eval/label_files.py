@@ -1,6 +1,7 @@
 """Predictions and truth as files of labels in OpenOcc's layout, `<scene>/<token>/labels.npz`, of any system."""
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
                 except ValueError as error:
                     if "allow_pickle" not in str(error):
                         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise EvaluationError(f"{path}: this is no sound .npz file ({error}); write it again") from error
     return found
 
@@ -97,8 +98,8 @@ def read_labels(path: Path, grid: VoxelGrid, classes: Sequence[str]) -> Predicti
 
     Args:
         path: an .npz file. `semantics` (X, Y, Z): class indices in the truth's numbering; or 16 for free and 255 for
-            occupied, class unknown, on any grid. `flow` (X, Y, Z, 2), m/s, ego frame: may be missing. `lower`, `upper`
-            (3,), metres: may be missing, and must be the grid's.
+            occupied, class unknown, on any grid (16 alone: free throughout). `flow` (X, Y, Z, 2), m/s, ego frame: may
+            be missing. `lower`, `upper` (3,), metres: may be missing, and must be the grid's.
         classes: the truth's, with the one that means free.
 
     Raises:
@@ -109,17 +110,16 @@ def read_labels(path: Path, grid: VoxelGrid, classes: Sequence[str]) -> Predicti
         if name in arrays and not np.allclose(arrays[name], edge, atol=1e-3):
             raise EvaluationError(f"{path}: {name!r} is {arrays[name].tolist()}, but the truth's grid has {list(edge)}")
     semantics = arrays.get("semantics")
-    classless = (
-        semantics is not None and semantics.dtype.kind in "iu" and not np.setdiff1d(semantics, (FREE, UNKNOWN)).size
-    )
-    free = FREE if classless else free_index(classes)
+    free = free_index(classes)
+    if semantics is not None and semantics.dtype.kind in "iu" and not np.setdiff1d(semantics, (FREE, UNKNOWN)).size:
+        semantics = np.where(semantics == FREE, free, UNKNOWN).astype(np.uint8)
     semantics = checked_classes(path, "semantics", semantics, grid.shape, free)
     flow = arrays.get("flow")
     velocity = (
         np.zeros((*grid.shape, 2), np.float32) if flow is None else checked_flow(path, "flow", flow, (*grid.shape, 2))
     )
     velocity = np.where((semantics != free)[..., None], velocity, np.float32(0))  # free space does not move
-    named = None if (semantics == UNKNOWN).any() or classless else semantics
+    named = None if (semantics == UNKNOWN).any() else semantics
     return Prediction(semantics != free, velocity, semantics=named, has_flow=flow is not None)
 
 

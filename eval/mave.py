@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from eval.protocols import MOVABLE_KINDS, occupied_in
 from eval.raycast import Hits
-from eval.rayiou import TruthRays
+from eval.rayiou import TruthRays, in_half
 
 TP_DISTANCE = 2.0
 """Metres, strict: a ray is a true positive for mAVE."""
@@ -57,12 +57,13 @@ class VelocityError:
 
     Args:
         classes: names of the truth's indices; the movable ones count.
+        half: round distances to float16 before they are compared, as the challenge's submission form does.
     """
 
     _SUMS = ("tp", "error", "zero", "rays", "rays_unmasked", "error_unmasked")
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
+    def __init__(self, classes: Sequence[str], *, half: bool = False) -> None:
+        self.classes, self.half = tuple(classes), half
         self.sums = {name: np.zeros(len(classes)) for name in self._SUMS}
         self.class_source = "truth"
         self.unknown = 0
@@ -85,7 +86,10 @@ class VelocityError:
         """
         true_velocity = true_flow.reshape(-1, 2)[truth.hits.voxel].astype(np.float64)
         velocity = np.where(hits.voxel[:, None] >= 0, flow.reshape(-1, 2)[hits.voxel], 0.0)
-        close = np.abs(hits.distance - truth.hits.distance) < TP_DISTANCE
+        distance, true_distance = hits.distance, truth.hits.distance
+        if self.half:
+            distance, true_distance = in_half(distance), in_half(true_distance)
+        close = np.abs(distance - true_distance) < TP_DISTANCE
         if predicted_category is not None:
             self.class_source = "prediction"
             close &= predicted_category == truth.category
@@ -120,12 +124,16 @@ class VelocityError:
 
     def merge(self, other: "VelocityError") -> None:
         """Add the sums of another accumulator over the same classes."""
-        if other.classes != self.classes:
-            raise ValueError(f"cannot merge velocity errors of classes {other.classes} into {self.classes}")
+        if (other.classes, other.half) != (self.classes, self.half):
+            raise ValueError(
+                f"cannot merge velocity errors of classes {other.classes}, float16 {other.half}, into {self.classes}, "
+                f"{self.half}"
+            )
+        if not self.sums["rays"].any():
+            self.class_source = other.class_source
         for name in self._SUMS:
             self.sums[name] += other.sums[name]
         self.unknown += other.unknown
-        self.class_source = other.class_source if not self.sums["rays"].any() else self.class_source
 
     def compute(self) -> VelocityResult:
         """The figures so far."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from eval.protocols import GROUND_CLASSES, THRESHOLDS, RayProtocol, free_index, occupied_in, protocol_named
 from eval.raycast import Backend, Hits, Pairs, cast_rays
@@ -32,9 +32,9 @@ class TruthRays:
 class RayIoUResult:
     """RayIoU in [0, 1] (nan without a ray), by what it was computed, and the counts behind it.
 
-    rayiou: the protocol's own figure. nonground: the same over rays whose true class is not ground. per_class_mean:
-    mean over classes of the 3 x C table (for class-aware protocols the same as rayiou). counts: ground truth,
-    prediction and true positives per threshold, by class.
+    rayiou: the protocol's own figure. nonground: the same over rays whose true class is not ground: what is predicted
+    on other rays does not count. per_class_mean: mean over classes of the 3 x C table (for class-aware protocols the
+    same as rayiou). counts: ground truth, prediction and true positives per threshold, by class.
     """
 
     protocol: str
@@ -83,9 +83,11 @@ class RayIoU:
         self.backend, self.workers, self.half, self.device = backend, workers, half, device
         self.ground_truth = np.zeros(len(classes), dtype=np.int64)
         self.predicted = np.zeros(len(classes), dtype=np.int64)
+        self.predicted_off_ground = np.zeros(len(classes), dtype=np.int64)
         self.true_positive = np.zeros((len(THRESHOLDS), len(classes)), dtype=np.int64)
         self.frames = 0
         self._evaluated = self.protocol.evaluated(grid.shape)
+        self._is_ground = np.array([name in GROUND_CLASSES for name in classes])
 
     def truth_rays(
         self,
@@ -155,12 +157,14 @@ class RayIoU:
     ) -> None:
         """Count one keyframe's rays whose true end is occupied: true and predicted class (free for none), metres."""
         if self.half:
-            true_distance, distance = (d.astype(np.float16).astype(np.float32) for d in (true_distance, distance))
+            true_distance, distance = in_half(true_distance), in_half(distance)
         off, same = np.abs(distance - true_distance), named == category
         size = len(self.classes) + 1
         self.ground_truth += np.bincount(category, minlength=size)[: size - 1]
-        counted = named[(named != self.free) & (named >= 0) & (named < size - 1)]
-        self.predicted += np.bincount(counted, minlength=size)[: size - 1]
+        counted = (named != self.free) & (named >= 0) & (named < size - 1)
+        off_ground = counted & ~self._is_ground[category]
+        self.predicted += np.bincount(named[counted], minlength=size)[: size - 1]
+        self.predicted_off_ground += np.bincount(named[off_ground], minlength=size)[: size - 1]
         for k, threshold in enumerate(THRESHOLDS):
             self.true_positive[k] += np.bincount(category[same & (off < threshold)], minlength=size)[: size - 1]
         self.frames += 1
@@ -189,6 +193,7 @@ class RayIoU:
             )
         self.ground_truth += other.ground_truth
         self.predicted += other.predicted
+        self.predicted_off_ground += other.predicted_off_ground
         self.true_positive += other.true_positive
         self.frames += other.frames
 
@@ -196,9 +201,9 @@ class RayIoU:
         """The figures so far."""
         rows = [c for c in range(len(self.classes)) if c != self.free]
         off_ground = [c for c in rows if self.classes[c] not in GROUND_CLASSES]
-        table = self._iou(rows, pooled=False)
+        table = self._iou(rows, self.predicted, pooled=False)
         pooled = not self.protocol.class_aware
-        own = self._iou(rows, pooled)
+        own = self._iou(rows, self.predicted, pooled)
         per_class = {
             self.classes[c]: {
                 "gt": int(self.ground_truth[c]),
@@ -215,7 +220,7 @@ class RayIoU:
             averaging="counts pooled over classes" if pooled else "mean over classes and thresholds",
             rayiou=_mean(own),
             per_threshold={f"{t:g}m": _mean(own[k]) for k, t in enumerate(THRESHOLDS)},
-            nonground=_mean(self._iou(off_ground, pooled)),
+            nonground=_mean(self._iou(off_ground, self.predicted_off_ground, pooled)),
             per_class_mean=_mean(table),
             per_class=per_class,
             frames=self.frames,
@@ -228,9 +233,11 @@ class RayIoU:
             },
         )
 
-    def _iou(self, rows: Sequence[int], pooled: bool) -> Float[np.ndarray, "3 columns"]:
+    def _iou(
+        self, rows: Sequence[int], predicted: Int[np.ndarray, " classes"], pooled: bool
+    ) -> Float[np.ndarray, "3 columns"]:
         """TP / (GT + Pred - TP) of these classes, one column each or one for all; nan where there is neither."""
-        true_positive, total = self.true_positive[:, rows], (self.ground_truth + self.predicted)[rows]
+        true_positive, total = self.true_positive[:, rows], (self.ground_truth + predicted)[rows]
         if pooled:
             true_positive, total = true_positive.sum(axis=1, keepdims=True), total.sum(keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -240,6 +247,11 @@ class RayIoU:
 def all_pairs(origins: int, directions: int) -> Pairs:
     """Every direction from every origin, origin by origin."""
     return np.repeat(np.arange(origins), directions), np.tile(np.arange(directions), origins)
+
+
+def in_half(distance: Float[np.ndarray, "rays"]) -> Float32[np.ndarray, "rays"]:
+    """Metres as the challenge's submission form holds them: rounded to float16."""
+    return distance.astype(np.float16).astype(np.float32)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -27,6 +27,8 @@ from storage.location import ObjectPath
 from storage.reader import StoreReader
 
 LAYOUTS = ("openocc", "uniocc", "submission")
+EXPORTED = ("truth", "layout", "skip_missing", "keyframes", "exclude")
+"""Options of `score` by which predictions are chosen and read, for another form of them too."""
 Volumes = LabelFolder | UniOccFolder
 
 
@@ -153,7 +155,8 @@ def score_shown(
     if export is not None:
         from eval.export import export_predictions
 
-        form, count = export_predictions(predictions, store, export, scenes)
+        chosen = {name: options[name] for name in EXPORTED if name in options}
+        form, count = export_predictions(predictions, store, export, scenes, **chosen)
         console.print(f"{count} keyframes as {form} -> {export}", markup=False, soft_wrap=True)
     results = score(predictions, store, scenes, console=console, **options)
     folder = folder or predictions.parent / f"{predictions.stem}_eval"

@@ -8,6 +8,7 @@ import gzip
 import importlib
 import io
 import pickle
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,9 +93,11 @@ def read_submission(path: Path) -> dict[str, RayPrediction]:
     """
     try:
         data = path.read_bytes()
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) if data[:2] == b"\x1f\x8b" else io.BytesIO(data) as file:
-            found = _Unpickler(file).load()
-    except OSError as error:
+        if data[:2] == b"\x1f\x8b":
+            # All of it first: the checksum stands behind the place where a pickle ends.
+            data = gzip.decompress(data)
+        found = _Unpickler(io.BytesIO(data)).load()
+    except (OSError, zlib.error) as error:
         raise EvaluationError(f"{path}: cannot read this submission ({error}); restore the file") from error
     except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path}: this is no submission ({error}); write it anew") from error

@@ -60,7 +60,7 @@ class Tally:
             self.flat = flat_ground(rules.grid, self.ground) if low <= self.ground < high else None
             self.rayiou, self.flat_rayiou = self._rayiou(), self._rayiou()
             self.sweep = {float(threshold): self._rayiou() for threshold in sweep}
-            self.velocity, self.dynamic = VelocityError(rules.classes), DynamicFlow(rules.classes)
+            self.velocity, self.dynamic = VelocityError(rules.classes, half=half), DynamicFlow(rules.classes)
             self.three_way, self.bucketed = ThreeWayError(rules.classes), BucketedError(rules.classes)
             self.voxels = VoxelIoU(rules.classes)
 

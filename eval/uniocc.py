@@ -5,6 +5,7 @@ The layout is that of UniOcc (Wang et al., ICCV 2025) as its repository document
 frame, in voxels, zero in the last keyframe; `occ_flow_backward` likewise to the one before.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,19 @@ CLASSES = (
     "free",
 )
 """By index, as UniOcc's viewer names them; `car` is every vehicle."""
-_FROM_OPENOCC = np.array([1, 1, 1, 1, 1, 2, 3, 4, 5, 0, 7, 7, 8, 8, 9, 6, FREE], dtype=np.uint8)
-"""UniOcc's class of each of OpenOcc's: barriers have none there, side walks count as terrain, manmade as building."""
+_MEMBERS = {
+    "car": ("car", "truck", "trailer", "bus", "construction_vehicle", "other_vehicle"),
+    "bicycle": ("bicycle", "bicyclist"),
+    "motorcycle": ("motorcycle", "motorcyclist"),
+    "pedestrian": ("pedestrian", "person"),
+    "traffic_cone": ("traffic_cone",),
+    "vegetation": ("vegetation", "trunk"),
+    "road": ("driveable_surface", "other_flat", "road", "parking", "other_ground", "lane_marking"),
+    "terrain": ("sidewalk", "terrain"),
+    "building": ("manmade", "building", "other_structure"),
+}
+"""OpenOcc's, Occ3D's and SemanticKITTI's names of what UniOcc's classes hold; what is not among them is undefined."""
+_INDEX = {name: CLASSES.index(one) for one, names in _MEMBERS.items() for name in names}
 
 
 def _step(table: SceneTable, t: int, other: int) -> tuple[Float[np.ndarray, "4 4"], float]:
@@ -107,18 +119,21 @@ class UniOccFolder:
         return Prediction(label != FREE, velocity, has_flow=known)
 
 
-def write_uniocc(prediction: Prediction, grid: VoxelGrid, table: SceneTable, t: int, folder: Path) -> Path:
+def write_uniocc(
+    prediction: Prediction, classes: Sequence[str], grid: VoxelGrid, table: SceneTable, t: int, folder: Path
+) -> Path:
     """Write `<folder>/<t>.npz`, whole or not at all.
 
-    OpenOcc's classes become UniOcc's; occupied voxels of unknown class are 0, undefined. Both flows assume the
-    voxel's velocity constant; free voxels have none. The keys for cameras and annotations, which a prediction does not
-    have, are left out.
+    Classes, which `classes` names by index, become UniOcc's; occupied voxels of unknown class, or of one that UniOcc
+    has no place for (barriers, fences), are 0, undefined. Both flows assume the voxel's velocity constant; free voxels
+    have none. The keys for cameras and annotations, which a prediction does not have, are left out.
     """
     label = np.where(prediction.occupied, 0, FREE).astype(np.uint8)
     if prediction.semantics is not None:
-        label = np.where(prediction.occupied, _FROM_OPENOCC[np.minimum(prediction.semantics, 16)], FREE).astype(
-            np.uint8
-        )
+        # 256 entries: 255 is a class that nobody knows.
+        known = np.zeros(256, dtype=np.uint8)
+        known[: len(classes)] = [_INDEX.get(name.replace("-", "_"), 0) for name in classes]
+        label = np.where(prediction.occupied, known[prediction.semantics], FREE).astype(np.uint8)
     flows = {}
     for name, other in (("occ_flow_forward", t + 1), ("occ_flow_backward", t - 1)):
         flow = np.zeros((*grid.shape, 3), np.float32)

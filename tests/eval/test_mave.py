@@ -45,6 +45,27 @@ def test_by_hand() -> None:
     assert result.class_source == "truth"
 
 
+def test_a_fresh_accumulator_takes_over_where_classes_come_from() -> None:
+    truth, hits = rays([CAR], [10.0], [10.0])
+    named, fresh = VelocityError(OPENOCC_CLASSES), VelocityError(OPENOCC_CLASSES)
+    named.update(truth, hits, velocities([]), velocities([(3, 4)]), np.array([CAR]))
+    fresh.merge(named)
+    assert fresh.compute().class_source == "prediction"
+
+
+def test_in_half_precision_distances_are_rounded_before_they_are_compared() -> None:
+    # Above 32 m float16 has steps of 1/32 m: 41.99 and 40.0 are 1.99 m apart, and 2 m once they are rounded.
+    truth, hits = rays([CAR], [40.0], [41.99])
+    found = []
+    for half in (False, True):
+        metric = VelocityError(OPENOCC_CLASSES, half=half)
+        metric.update(truth, hits, velocities([]), velocities([(3, 4)]))
+        found.append(metric.compute().per_class["car"]["tp"])
+    assert found == [1, 0]
+    with pytest.raises(ValueError, match="cannot merge velocity errors"):
+        metric.merge(VelocityError(OPENOCC_CLASSES))
+
+
 def test_the_legacy_form_by_a_slow_version_of_its_script() -> None:
     """Keyframe by keyframe and class by class, the norm taken over all rays wherever the class has a true positive."""
     rng = np.random.default_rng(4)

@@ -51,6 +51,20 @@ def test_geometry_pools_or_averages_and_says_which() -> None:
     assert result.per_class["driveable_surface"]["rayiou"] == 1.0
 
 
+def test_off_the_ground_counts_the_rays_that_truly_are() -> None:
+    # One wall ray, right; a road ray that is taken for a wall is no ray off the ground, and no prediction on one.
+    pairs = [(line(5, WALL), line(5, WALL)), (line(5, ROAD), line(5, WALL))]
+    whole = count(AWARE, pairs)
+    result = whole.compute()
+    assert result.nonground == 1.0
+    assert result.per_class["manmade"]["rayiou"] == pytest.approx(1 / 2)
+    first = count(AWARE, pairs[:1])
+    first.merge(count(AWARE, pairs[1:]))
+    assert first.compute().nonground == 1.0
+    # A wall that is taken for road is one that was missed.
+    assert count(AWARE, [*pairs, (line(5, WALL), line(5, ROAD))]).compute().nonground == pytest.approx(1 / 2)
+
+
 def test_openocc_needs_the_class_and_averages_over_classes() -> None:
     metric = count(AWARE, [(line(5, CAR), line(5, CAR)), (line(5, CAR), line(5, WALL)), (line(5, WALL), line(None))])
     result = metric.compute()

@@ -177,6 +177,47 @@ def test_a_submission_needs_classes(predicted: Path, small_store: Path, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_submission_needs_the_challenges_classes(full: tuple[Path, Path], tiny_store: Path, tmp_path: Path) -> None:
+    """Occ3D's 17 is free, and no class of a submission."""
+    mask = np.ones(SHAPE, np.uint8)
+    semantics = np.full(SHAPE, 17, np.uint8)
+    semantics[:, :, 2] = 11
+    truth = write(tmp_path / "occ3d", 1, semantics=semantics, mask_camera=mask).parents[2]
+    write(tmp_path / "labels", 1, semantics=semantics)
+    with pytest.raises(EvaluationError, match=r"OpenOcc's 16 classes.*numbered as \['others'.*--truth"):
+        export_predictions(tmp_path / "labels", tiny_store, tmp_path / "x.gz", ["a:1"], truth=truth)
+    out = tmp_path / "uniocc"
+    assert export_predictions(tmp_path / "labels", tiny_store, out, ["a:1"], truth=truth) == ("uniocc", 1)
+    with np.load(out / "a" / "1.npz") as found:
+        assert (found["occ_label"] == np.where(semantics == 17, 10, 7)).all()
+
+
+def test_what_is_exported_is_what_was_asked_for(labelled: Path, small_store: Path, tmp_path: Path) -> None:
+    (labelled / "a" / "token1" / "labels.npz").unlink()
+    with pytest.raises(EvaluationError, match="no prediction for 1 of 3 keyframes"):
+        export_predictions(labelled, small_store, tmp_path / "uniocc")
+    assert export_predictions(labelled, small_store, tmp_path / "all", skip_missing=True) == ("uniocc", 2)
+    assert export_predictions(labelled, small_store, tmp_path / "one", ["a:0", "a:2"], keyframes=1)[1] == 1
+    with pytest.raises(EvaluationError, match="this is uniocc already"):
+        export_predictions(tmp_path / "all", small_store, tmp_path / "again")
+
+
+def test_a_submission_without_a_ray_is_none(make_log: type, tmp_path: Path) -> None:
+    log = make_log(grid=SMALL, lidar_at=())
+    store = log.write(tmp_path / "store.zarr")
+    write(tmp_path / "labels", 0, semantics=log.volume()[0])
+    with pytest.raises(EvaluationError, match="a:0 has no LiDAR within 39 m"):
+        export_predictions(tmp_path / "labels", store, tmp_path / "x.gz", ["a:0"])
+    assert not (tmp_path / "x.gz").exists()
+
+
+def test_a_volume_that_is_free_throughout_has_classes(labelled: Path, small_store: Path) -> None:
+    write(labelled, 1, semantics=np.full(SMALL.shape, 16, np.uint8), flow=np.zeros((*SMALL.shape, 2), np.float16))
+    found = score(labelled, small_store, protocol="openocc")
+    assert 0.5 < found["rayiou_openocc"] < 0.9
+    assert found["voxels"]["voxel_miou"] is not None
+
+
 def test_uniocc_there_and_back(predicted: Path, small_store: Path, tmp_path: Path) -> None:
     assert export_predictions(predicted, small_store, tmp_path / "uniocc") == ("uniocc", 3)
     first, again = score(predicted, small_store, ["a:0-1"]), score(tmp_path / "uniocc", small_store, ["a:0-1"])
@@ -230,7 +271,7 @@ def test_a_submission_is_scored_as_the_labels_it_was_made_from(
     full: tuple[Path, Path], tiny_store: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "submission.gz"
-    assert export_predictions(full[1], tiny_store, out) == ("submission", 1)
+    assert export_predictions(full[1], tiny_store, out, ["a:1"]) == ("submission", 1)
     volumes = score(full[1], tiny_store, ["a:1"], protocol="openocc", half=True)
     rays = score(out, tiny_store, ["a:1"])
     assert rays["rayiou"] == volumes["rayiou"]

@@ -99,6 +99,21 @@ def test_wrong_content_is_named(tmp_path: Path, value: Any, message: str) -> Non
         read_submission(dump(tmp_path / "s.gz", value))
 
 
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    """A pickle ends before its archive does, and what stands behind is the checksum."""
+    rng = np.random.default_rng(0)
+    row = {"pcd_cls": rng.integers(0, 17, 4000, np.uint8), "pcd_dist": rng.random(4000).astype(np.float16)}
+    path = dump(tmp_path / "s.gz", {"results": {"a": row | {"pcd_flow": np.zeros((4000, 2), np.float16)}}})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
+    with pytest.raises(EvaluationError, match=r"s\.gz.*(restore the file|write it anew)"):
+        read_submission(path)
+    for at in range(200, len(whole) - 200, len(whole) // 40):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with pytest.raises(EvaluationError, match=r"s\.gz"):
+            read_submission(path)
+
+
 def test_what_is_no_pickle_and_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "s.gz").write_bytes(b"\x1f\x8b nothing")
     (tmp_path / "s.pkl").write_bytes(b"text")

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval.label_files import OCC3D_CLASSES
 from eval.predict import Prediction
+from eval.protocols import OPENOCC_CLASSES
 from eval.rules import EvaluationError
 from eval.uniocc import CLASSES, UniOccFolder, velocity_of, voxel_flow, write_uniocc
 from geometry.grid import VoxelGrid
@@ -52,7 +54,8 @@ def test_files(tiny_store: Path, make_log: type, tmp_path: Path) -> None:
     reader = StoreReader(tiny_store)  # for its poses
     table, (semantics, flow) = reader.scene("a").table, log.volume()
     for t in range(3):
-        write_uniocc(Prediction(semantics != 16, flow, semantics=semantics), log.grid, table, t, tmp_path / "a")
+        prediction = Prediction(semantics != 16, flow, semantics=semantics)
+        write_uniocc(prediction, OPENOCC_CLASSES, log.grid, table, t, tmp_path / "a")
     with np.load(tmp_path / "a" / "1.npz") as found:
         assert set(found.files) == {
             "occ_label",
@@ -78,6 +81,34 @@ def test_files(tiny_store: Path, make_log: type, tmp_path: Path) -> None:
     with np.load(tmp_path / "a" / "2.npz") as found:
         assert not found["occ_flow_forward"].any()
         assert found["occ_flow_backward"].any()
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (
+            OPENOCC_CLASSES,
+            "car car car car car bicycle motorcycle pedestrian traffic_cone undefined road road terrain terrain "
+            "building vegetation free",
+        ),
+        (
+            OCC3D_CLASSES,
+            "undefined undefined bicycle car car car motorcycle pedestrian traffic_cone car car road road terrain "
+            "terrain building vegetation free",
+        ),
+        (("car", "other-vehicle", "person", "road", "fence", "trunk", "free"), "car car pedestrian road undefined "
+         "vegetation free"),
+    ],
+)  # fmt: skip
+def test_classes_go_by_their_names(tiny_store: Path, tmp_path: Path, classes: tuple[str, ...], expected: str) -> None:
+    free = len(classes) - 1
+    semantics = np.full(GRID.shape, free, np.uint8)
+    semantics.flat[:free] = np.arange(free)
+    prediction = Prediction(semantics != free, np.zeros((*GRID.shape, 2), np.float32), semantics=semantics)
+    path = write_uniocc(prediction, classes, GRID, StoreReader(tiny_store).scene("a").table, 0, tmp_path)
+    with np.load(path) as found:
+        labels = found["occ_label"].flat[: free + 1]
+    assert [CLASSES[label] for label in labels] == expected.split()
 
 
 def test_wrong_files_are_named(tiny_store: Path, log: Any, tmp_path: Path) -> None:
