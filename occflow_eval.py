@@ -99,12 +99,12 @@ def predict(
     video: Annotated[str | None, typer.Option(help="Film of every scene, <scene>.gif: gif, mp4 or webm.")] = None,
 ) -> None:
     """Occupancy and flow of every keyframe, as <scene>/<token>/labels.npz."""
-    from eval.predict import Predictor
+    from eval.pictures import picture_sources
     from model.checkpoint import load_model
-    from storage.reader import StoreReader
 
     folder = out_dir or checkpoint / "predictions"
-    predictor = Predictor(load_model(checkpoint), StoreReader(store), threshold=threshold)
+    # On the truth's grid where there is one: what is written is to be scored and drawn beside it.
+    predictor, _ = picture_sources(load_model(checkpoint), store, threshold)
     wanted = names(scenes) or predictor.reader.scenes()
     if video is not None:
         from eval.video import check_format, film

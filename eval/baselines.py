@@ -67,5 +67,5 @@ def zero_flow(mave: dict[str, Any] | None, dynamic: dict[str, Any] | None) -> di
     if mave is not None:
         out["mave"] = mave["mave_zero_flow_same_tp"]
     if dynamic is not None:
-        out["flow_epe_dynamic"] = dynamic["flow_epe_dynamic_zero_flow"]
+        out["flow_epe_dynamic"] = out["flow_epe_dynamic_masked"] = dynamic["flow_epe_dynamic_zero_flow"]
     return out

@@ -19,6 +19,8 @@ GLOSSARY = {
     "rayiou_nonground": "The same for rays that truly end on anything but the ground.",
     "mave": "Mean error of velocity on movable things that the rays found.",
     "flow_epe_dynamic": "Mean error of velocity on everything that truly moves, found or not.",
+    "flow_epe_dynamic_masked": "Mean error of velocity on everything that truly moves, found or not; what "
+    "is predicted free stands still.",
     "abs_rel": "Mean relative error of rendered depth against LiDAR.",
     "box_velocity_error": "Mean error of velocity over labelled boxes that move, found or not.",
 }

@@ -10,6 +10,7 @@ from eval.page import GLOSSARY, PAGE, Row, number, section, table
 from eval.picture_page import picture_sections
 from eval.pictures import KeyframePictures
 
+MASKED_ERROR = "flow error, moving, free counts as still"
 _SCENES = 12
 """Scenes that are named; results.json has all."""
 _BOX_COLUMNS = {
@@ -75,6 +76,7 @@ def verdicts(results: dict[str, Any]) -> list[dict[str, Any]]:
     if results.get("box_velocity_error") is not None:
         named.append(("box_velocity_error", "velocity of boxes", "m/s", "zero flow", still, False))
     if "layout" in results:  # what files cannot tell is no gap of their evaluation
+        named.append(("flow_epe_dynamic_masked", MASKED_ERROR, "m/s", "zero flow", still, False))
         named = [row for row in named if results.get(row[0]) is not None]
     return [
         {
@@ -135,9 +137,10 @@ def protocol_rows(results: dict[str, Any]) -> list[Row]:
         rows.append(("mAVE, unmasked (legacy form)", f"{number(velocity['mave_unmasked_legacy'])} m/s"))
     if results.get("recall_dynamic") is not None:
         rows.append(("moving voxels found", number(results["recall_dynamic"])))
-        rows.append(("false speed of parked things", f"{number(results['false_flow_parked'])} m/s"))
+        parked = "false_flow_parked_masked" if "layout" in results else "false_flow_parked"
+        rows.append(("false speed of parked things", f"{number(results[parked])} m/s"))
     masked = (
-        ("flow_epe_dynamic_masked", "flow error, moving, free counts as still", " m/s"),
+        ("flow_epe_dynamic_masked", MASKED_ERROR, " m/s"),
         ("threeway_epe", "three-way end-point error", " m/s"),
         ("bucketed_epe_dynamic", "bucket-normalised end-point error", ""),
         ("voxel_iou", "voxel IoU", ""),

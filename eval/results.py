@@ -23,12 +23,13 @@ def summary(tally: Tally, steps: dict[str, Any]) -> dict[str, Any]:
 
     Keys: `protocol` and its description; the chief figures `rayiou_<protocol>`, `rayiou_nonground`,
     `occscore_<protocol>`, `mave` (m/s), `flow_epe_dynamic` (m/s), `recall_dynamic`, `false_flow_parked` (m/s),
-    `abs_rel`, `voxel_iou`, `flow_epe_dynamic_masked` and `threeway_epe` (m/s), `bucketed_epe_dynamic`,
-    `box_velocity_error` (m/s, where boxes are labelled); `time_step`; `baselines` with such keys for `flat_ground` and
-    `zero_flow`; the detail behind them in `rayiou`, `voxels`, `velocity`, `dynamic_flow`, `three_way`, `bucketed`,
-    `depth`, `boxes`, `image_motion` (KITTI-MOT: DE, EPE, ...), `sweep`; `not_computed`, a line per missing group, and
-    `notes`.
-    None where a figure does not exist.
+    `abs_rel`, `voxel_iou`, `flow_epe_dynamic_masked`, `false_flow_parked_masked` and `threeway_epe` (m/s),
+    `bucketed_epe_dynamic`, `box_velocity_error` (m/s, where boxes are labelled); `time_step`; `baselines` with such
+    keys for `flat_ground` and `zero_flow`; the detail behind them in `rayiou`, `voxels`, `velocity`, `dynamic_flow`,
+    `three_way`, `bucketed`, `depth`, `boxes`, `image_motion` (KITTI-MOT: DE, EPE, ...), `sweep`; `not_computed`, a line
+    per missing group, and `notes`.
+    None where a figure does not exist: `flow_epe_dynamic` and `false_flow_parked` are of a velocity field, which files
+    of labels do not hold where they are free.
     """
     protocol = tally.rules.protocol
     detail = _detail(tally)
@@ -36,7 +37,7 @@ def summary(tally: Tally, steps: dict[str, Any]) -> dict[str, Any]:
         {
             "protocol": protocol.name,
             "protocol_description": protocol.description,
-            **_chief(protocol.name, detail),
+            **_chief(protocol.name, detail, tally.rendered),
             "baselines": _baselines(tally, detail),
             "not_computed": _missing(tally),
             "notes": [*_notes(tally), *odd_interval(steps)],
@@ -106,7 +107,7 @@ def _detail(tally: Tally) -> dict[str, Any]:
     return found
 
 
-def _chief(protocol: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+def _chief(protocol: str, detail: Mapping[str, Any], field: bool) -> dict[str, Any]:
     rayiou, velocity, dynamic = (detail.get(key, {}) for key in ("rayiou", "velocity", "dynamic_flow"))
     scored = "rayiou" in rayiou and math.isfinite(velocity.get("mave", math.nan))
     return {
@@ -114,12 +115,13 @@ def _chief(protocol: str, detail: Mapping[str, Any]) -> dict[str, Any]:
         "rayiou_nonground": rayiou.get("nonground"),
         f"occscore_{protocol}": occ_score(rayiou["rayiou"], velocity["mave"]) if scored else None,
         "mave": velocity.get("mave"),
-        "flow_epe_dynamic": dynamic.get("flow_epe_dynamic"),
+        "flow_epe_dynamic": dynamic.get("flow_epe_dynamic") if field else None,
         "recall_dynamic": dynamic.get("recall_dynamic"),
-        "false_flow_parked": dynamic.get("false_flow_parked"),
+        "false_flow_parked": dynamic.get("false_flow_parked") if field else None,
         "abs_rel": detail["depth"]["abs_rel"],
         "voxel_iou": detail.get("voxels", {}).get("voxel_iou"),
         "flow_epe_dynamic_masked": dynamic.get("flow_epe_dynamic_masked"),
+        "false_flow_parked_masked": dynamic.get("false_flow_parked_masked"),
         "threeway_epe": detail.get("three_way", {}).get("threeway_epe"),
         "bucketed_epe_dynamic": detail.get("bucketed", {}).get("dynamic_normalised_epe"),
         "box_velocity_error": detail.get("boxes", {}).get("box_velocity_error"),

@@ -41,5 +41,5 @@ def test_depth_by_similar_triangles() -> None:
 
 def test_zero_flow_takes_what_the_metrics_found() -> None:
     found = zero_flow({"mave_zero_flow_same_tp": 2.0}, {"flow_epe_dynamic_zero_flow": 3.0})
-    assert found == {"mave": 2.0, "flow_epe_dynamic": 3.0}
+    assert found == {"mave": 2.0, "flow_epe_dynamic": 3.0, "flow_epe_dynamic_masked": 3.0}
     assert zero_flow(None, None) == {}

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import occflow
 from eval.evaluate import evaluate
 from eval.export import export_predictions
 from eval.label_files import FolderTruth, read_labels
 from eval.predict import Predictor, save_prediction
 from eval.protocols import OPENOCC_CLASSES
-from eval.report import write_report
+from eval.report import verdicts, write_report
 from eval.rules import EvaluationError
 from eval.score import layout_of, score
 from eval.score_rays import score_submission
@@ -96,9 +98,35 @@ def test_a_round_trip_is_the_networks_own_evaluation(predicted: Path, blurred: O
     assert files["baselines"]["flat_ground"]["rayiou_geometry"] == own["baselines"]["flat_ground"]["rayiou_geometry"]
     # What the network says of voxels it leaves free is not in the files.
     assert own["flow_epe_dynamic"] != pytest.approx(own["flow_epe_dynamic_masked"], rel=1e-3)
+    assert files["flow_epe_dynamic"] is None
+    assert files["false_flow_parked"] is None
     assert files["layout"] == "openocc"
     assert "no depth figures" in files["not_computed"][0]
     json.dumps(files, allow_nan=False)
+
+
+def test_a_page_of_files_has_the_error_that_files_can_have(predicted: Path, small_store: Path, tmp_path: Path) -> None:
+    found = score(predicted, small_store, ["a:0"])
+    rows = {row["key"]: row for row in verdicts(found)}
+    assert "flow_epe_dynamic" not in rows
+    row = rows["flow_epe_dynamic_masked"]
+    assert (row["value"], row["baseline"]) == (
+        found["flow_epe_dynamic_masked"],
+        found["dynamic_flow"]["flow_epe_dynamic_zero_flow"],
+    )
+    page = write_report(found, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{found['false_flow_parked_masked']:.3f} m/s" in page
+
+
+def test_what_predict_writes_is_on_the_truths_grid(
+    blurred: OccFlow, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the network's own box is: its files can be scored."""
+    monkeypatch.setattr("model.checkpoint.load_model", lambda folder: blurred)
+    out = tmp_path / "predictions"
+    run = CliRunner().invoke(occflow.app, ["predict", str(tmp_path), str(small_store), "--out", str(out)])
+    assert run.exit_code == 0, run.output
+    assert score(out, small_store)["rayiou"] == evaluate(blurred, small_store)["rayiou"]
 
 
 def test_classes_are_scored_when_asked(labelled: Path, small_store: Path) -> None:
