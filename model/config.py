@@ -170,7 +170,7 @@ class RenderConfig(_Section):
     temperature_v: float = 0.1
     """inv_s = exp(10 v), per metre."""
     anneal_steps: int = Field(default=5000, ge=0)
-    """Steps over which the `gradient` form takes the cosine in."""
+    """Steps with a volume over which the `gradient` form takes the cosine in; the image side's own do not count."""
 
 
 class ModelConfig(_Section):

@@ -29,6 +29,7 @@ class TrainingState:
         epoch, position: the next draw: complete passes over `frames`, and keyframes of the present pass already seen,
             by all processes together.
         frames: keyframe indices by scene, in order: what an epoch of this stage consists of.
+        whole_steps: of these, how many built a volume; None in checkpoints that did not count them.
         best, best_step: lowest loss measured on `data.validate_on`, and when; None before the first measurement.
     """
 
@@ -40,6 +41,7 @@ class TrainingState:
     epoch: int = 0
     position: int = 0
     frames: dict[str, list[int]] = field(default_factory=dict)
+    whole_steps: int | None = None
     best: float | None = None
     best_step: int = 0
 

@@ -59,6 +59,7 @@ class Keeper(pl.Callback):
         """Write the stage's checkpoint (rank 0)."""
         if trainer.is_global_zero:
             state = TrainingState(module.stage, module.step, module.seconds, finished)
+            state.whole_steps = module.whole_steps
             state.epoch, state.position = self.feed.place(module.step)
             state.frames = self.feed.by_scene()
             if not finished:

@@ -128,6 +128,8 @@ def run_stage(
         total = stage_steps(stage_settings(config, stage), len(frames), config.run.batch * trainer.world_size, state)
         module = StageModule(config, stage, network.train(), total)
         module.step, module.seconds_before, module.seconds_agreed = state.step, state.seconds, state.seconds
+        uncounted = max(0, state.step - module.first_whole_step)
+        module.whole_steps = uncounted if state.whole_steps is None else state.whole_steps
         module.optimiser_state = state.optimiser or None
         feed.serve(trainer, module)
         if module.progress < 1:

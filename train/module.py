@@ -52,7 +52,8 @@ def stage_settings(config: TrainConfig, stage: int) -> StageConfig:
 class StageModule(pl.LightningModule):
     """Trains a network through one stage.
 
-    `step` counts the stage's optimiser steps over all its interruptions. Everything random in a step is seeded from
+    `step` counts the stage's optimiser steps over all its interruptions, `whole_steps` those of them that built a
+    volume. Everything random in a step is seeded from
     (seed, stage, step, rank): the rays, samples and jitter by a generator of the step's own, the network's dropout by
     torch's global one. What a sample draws (neighbours, LiDAR returns) is seeded from (seed, stage, draw).
     `fixed_seed` takes the place of all that, for measurements that are compared with each other.
@@ -63,7 +64,7 @@ class StageModule(pl.LightningModule):
         super().__init__()
         self.config, self.stage, self.network, self.total_steps = config, stage, network, total_steps
         self.settings = stage_settings(config, stage)
-        self.step = 0
+        self.step = self.whole_steps = 0
         self.seconds_before = 0.0
         self.seconds_agreed = 0.0
         self.started = time.monotonic()
@@ -190,8 +191,10 @@ class StageModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, and count it before any callback can save: a checkpoint must not repeat it."""
+        whole = not self.images_only
         super().optimizer_step(*args, **kwargs)
         self.step += 1
+        self.whole_steps += whole
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -247,9 +250,10 @@ class StageModule(pl.LightningModule):
 
     @property
     def _anneal_step(self) -> int:
-        """The renderer's cosine is annealed over the first stage; a second stage starts fully annealed."""
+        """The renderer's cosine is annealed over the first stage's steps that render; a second stage starts fully
+        annealed."""
         past = self.config.model.render.anneal_steps if self.stage == 2 and self.config.ablation.two_stage else 0
-        return self.step + past
+        return self.whole_steps + past
 
     def _seed(self, purpose: int) -> int:
         if self.fixed_seed is not None:

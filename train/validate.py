@@ -105,6 +105,7 @@ class Validator(pl.Callback):
             if math.isfinite(value) and (self.best is None or value < self.best):
                 self.best, self.best_step = value, module.step
                 state = TrainingState(module.stage, module.step, module.seconds, finished=False)
+                state.whole_steps = module.whole_steps
                 save_checkpoint(self.folder, module.network, self.config, state)
         if trainer.logger is not None:
             scalars = {f"stage{module.stage}/validation/{name}": value for name, value in found.items()}

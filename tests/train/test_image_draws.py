@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import train.module as train_module
 from model.network import OccFlow
 from train.batch import collate
 from train.config import TrainConfig
@@ -135,3 +136,24 @@ def test_every_step_has_its_kind_and_a_stop_between_changes_nothing(
     losses = [value for stage in whole.stages for value in stage.losses]
     assert rest.stages[1].losses == losses[-len(rest.stages[1].losses) :]
     assert all(images_only == lean for _, _, images_only, lean in seen)
+
+
+def test_the_cosine_is_annealed_from_the_first_volume_on(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By steps that render: those on images alone do not count, and a stop between changes nothing."""
+    original, seen, stop_in = train_module.cast_camera_rays, [], [True]
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["step"])
+        if stop_in.pop() if stop_in else False:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(train_module, "cast_camera_rays", watched)
+    lengths = {"stage1": {"max_steps": 6, "image_share": 0.5}, "stage2": {"max_steps": 2}}
+    config = tiny_config(**LEARN, **lengths, out=tmp_path / "cut")
+    assert not train(config).finished
+    assert train(config, resume=True).finished
+    past = config.model.render.anneal_steps
+    assert seen == [0, 1, 2, past, past + 1]
