@@ -26,11 +26,13 @@ class TrainingState:
         seconds: time spent.
         finished: its limit was reached.
         optimiser: its state, empty where nothing was trained yet or all is done.
+        precision: of the precision plugin (how much `16-mixed` scales its losses up), empty where it keeps nothing.
         epoch, position: the next draw: complete passes over `frames`, and keyframes of the present pass already seen,
             by all processes together.
         frames: keyframe indices by scene, in order: what an epoch of this stage consists of.
         whole_steps: of these, how many built a volume; None in checkpoints that did not count them.
         best, best_step: lowest loss measured on `data.validate_on`, and when; None before the first measurement.
+        best_by: which loss that is, on how many keyframes.
     """
 
     stage: int
@@ -38,12 +40,14 @@ class TrainingState:
     seconds: float
     finished: bool
     optimiser: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
     position: int = 0
     frames: dict[str, list[int]] = field(default_factory=dict)
     whole_steps: int | None = None
     best: float | None = None
     best_step: int = 0
+    best_by: tuple[str, int] | None = None
 
 
 def save_checkpoint(

@@ -75,6 +75,11 @@ class TrainConfig(Section):
             raise ValueError(
                 "loss.pixel_motion learns from what loss.lifted_flow and lifted_still do: give one a weight"
             )
+        if (self.loss.lifted_flow or self.loss.lifted_still) and not (self.ablation.lidar or self.rays.triangulated):
+            raise ValueError(
+                "loss.lifted_flow and lifted_still learn from LiDAR's returns or from triangulated ones: switch "
+                "ablation.lidar on, set rays.triangulated, or set both losses to 0"
+            )
         if self.model.heads.movable and not (self.loss.splat and self.splat.movable):
             raise ValueError("model.heads.movable is taught by loss.splat alone: give that a weight, or leave it off")
         if max(self.stage1.image_share, self.stage2.image_share) and not self.loss.pixel_depth:

@@ -64,7 +64,9 @@ class Keeper(pl.Callback):
             state.frames = self.feed.by_scene()
             if not finished:
                 state.optimiser = trainer.optimizers[0].state_dict()
+                state.precision = trainer.precision_plugin.state_dict()
             if self.validator is not None:
                 state.best, state.best_step = self.validator.best, self.validator.best_step
+                state.best_by = self.validator.best_by
             save_checkpoint(self.folder, module.network, self.config, state, self.average)
         self._saved = time.monotonic()

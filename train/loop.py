@@ -36,6 +36,9 @@ from train.speed import compile_blocks, products
 from train.start import Taken, begin_from
 from train.validate import Validator, validation_batches
 
+LENGTHS = ("epochs", "max_steps", "max_seconds")
+"""Settings of a stage that may change while it lasts."""
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -120,11 +123,13 @@ def run_stage(
     found_frames = training_frames(config, stage, reader)
     if not state.frames:  # where a stage goes on, its own list has the repeats that it began with
         found_frames = with_repeats(config, stage, reader, found_frames)
-    frames = frames_again(state.frames, found_frames, reader)
+    frames = frames_again(state.frames, found_frames, config, reader)
     feed = StageFeed(config, stage, frames, state)
     keeper, callbacks = _callbacks(config, stage, network, feed, state, found, stop or StopRequest())
     with _quiet(), deterministic(config.run.deterministic), products(config.run.precision):
         trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(config))
+        if state.precision:
+            trainer.precision_plugin.load_state_dict(state.precision)
         total = stage_steps(stage_settings(config, stage), len(frames), config.run.batch * trainer.world_size, state)
         module = StageModule(config, stage, network.train(), total)
         module.step, module.seconds_before, module.seconds_agreed = state.step, state.seconds, state.seconds
@@ -181,13 +186,30 @@ def _prepare(config: TrainConfig, resume: bool) -> None:
                 f"{path}: this run was started with other values, so going on would mix two: {'; '.join(changed)}. "
                 "Resume with the old values, or give another `out`"
             )
+        for stage in (1, 2):
+            _same_end(config, stage)
     config.out.mkdir(parents=True, exist_ok=True)
     path.write_text(dump_config(config))
 
 
+def _same_end(config: TrainConfig, stage: int) -> None:
+    """Refuse another length for a stage that is over: nothing would come of it but a record that is untrue."""
+    found = find_checkpoint(config.out / f"stage{stage}")
+    if found is None or not (state := load_state(found)).finished:
+        return
+    then, now = (getattr(c, f"stage{stage}") for c in (load_config(found / CONFIG_NAME), config))
+    changed = [key for key in LENGTHS if getattr(then, key) != getattr(now, key)]
+    if changed:
+        was = "; ".join(f"stage{stage}.{key} was {getattr(then, key)}, is {getattr(now, key)}" for key in changed)
+        raise ConfigError(
+            f"{found}: stage {stage} is over, after {state.step} steps ({was}). Resume with the old values; to train "
+            f"on from it, give another `out` and start.network={found}"
+        )
+
+
 def _differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Keys that differ and may not: all but where things lie, the machine's side and the stages' lengths."""
-    lengths = {stage: {"epochs", "max_steps", "max_seconds"} for stage in ("stage1", "stage2")}
+    lengths = {stage: set(LENGTHS) for stage in ("stage1", "stage2")}
     free: Any = {"store": True, "out": True, "run": True, **lengths}
     before, after = (_flatten(c.model_dump(mode="json", exclude=free)) for c in (old, new))
     return [f"{key} was {before[key]!r}, is {after.get(key)!r}" for key in before if before[key] != after.get(key)]
@@ -230,7 +252,7 @@ def _trainer_options(config: TrainConfig) -> dict[str, Any]:
     run = config.run
     devices = run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1
     image_steps = max(config.stage1.image_share, config.stage2.image_share) > 0
-    nodes, several = 1, run.devices != 1 and run.accelerator != "cpu" and torch.cuda.device_count() > 1
+    nodes, several = 1, devices != 1 and (run.accelerator == "cpu" or torch.cuda.device_count() > 1)
     if torch.distributed.is_torchelastic_launched():
         # torchrun decides how many processes there are, whatever the configuration says.
         devices = int(os.environ["LOCAL_WORLD_SIZE"])

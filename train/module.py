@@ -160,7 +160,12 @@ class StageModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW by part, continued where a checkpoint left it."""
-        optimiser = build_optimiser(self.network.named_parameters(), self.settings, self.config.optimiser)
+        optimiser = build_optimiser(
+            self.network.named_parameters(),
+            self.settings,
+            self.config.optimiser,
+            scaled=self.config.run.precision == "16-mixed",
+        )
         if self.optimiser_state is not None:
             optimiser.load_state_dict(self.optimiser_state)
             self.optimiser_state = None

@@ -1,6 +1,6 @@
 """Which stored images a keyframe is compared with, and the geometry of looking at it from there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,25 +103,37 @@ def candidates(
     usable: Callable[[Neighbour], bool],
 ) -> tuple[list[Neighbour], Float[np.ndarray, " candidates"]]:
     """The stored images before or after keyframe `t` that the rule allows, nearest in time first, and how far the ego
-    car was from where it is at `t`, metres."""
-    slots = table.sweep_valid.shape[1] if rule.sweeps else 0
-    order = [Neighbour(k, p) for k in range(table.length) for p in range(KEYFRAME, slots)]
-    here = order.index(Neighbour(t))
-    line = order[here + 1 :] if direction == "later" else order[:here][::-1]
+    car was from where it is at `t`, metres.
+
+    Images too far off count among `max_frames` like all others: else, where a road comes back to a place, those of
+    another passage, minutes later, would be found.
+    """
     found: list[Neighbour] = []
     distances: list[float] = []
-    for neighbour in line:
+    passed = 0
+    for neighbour in _in_time(table, t, direction, rule.sweeps):
         there, _, poses, _, _ = neighbour_poses(table, neighbour)
         if not there.any():
             continue
-        if len(found) == rule.max_frames:
+        if passed == rule.max_frames:
             break
+        passed += 1
         offset = poses[int(np.argmax(there)), :3, 3] - table.global_from_ego[t][:3, 3]
         distance = float(np.linalg.norm(offset))
         if distance <= rule.max_m and usable(neighbour):
             found.append(neighbour)
             distances.append(distance)
     return found, np.asarray(distances, dtype=np.float64)
+
+
+def _in_time(table: SceneTable, t: int, direction: Literal["earlier", "later"], sweeps: bool) -> Iterator[Neighbour]:
+    """Keyframes and sweeps before or after keyframe `t`, nearest in time first."""
+    slots = range(table.sweep_valid.shape[1] if sweeps else 0)
+    if direction == "later":
+        yield from (Neighbour(t, p) for p in slots)
+        yield from (Neighbour(k, p) for k in range(t + 1, table.length) for p in (KEYFRAME, *slots))
+    else:
+        yield from (Neighbour(k, p) for k in range(t - 1, -1, -1) for p in (*reversed(slots), KEYFRAME))
 
 
 def draw_neighbour(

@@ -53,11 +53,19 @@ def part_rate(name: str, stage: StageConfig, optimiser: OptimiserConfig) -> floa
 
 
 def build_optimiser(
-    parameters: Iterable[tuple[str, nn.Parameter]], stage: StageConfig, optimiser: OptimiserConfig
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    stage: StageConfig,
+    optimiser: OptimiserConfig,
+    *,
+    scaled: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW with one group per rate; `base` keeps each group's rate before the schedule.
 
     The temperature is a single number whose zero means nothing: it has no weight decay.
+
+    Args:
+        scaled: gradients are those of a loss that was scaled up (`run.precision: 16-mixed`). A fused optimiser would
+            take the scale off by itself, after they were clipped and looked at.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
@@ -69,7 +77,7 @@ def build_optimiser(
             {"params": params, "lr": rate, "base": rate, "weight_decay": decay}
             for (rate, decay), params in groups.items()
         ],
-        fused=True,
+        fused=not scaled,
     )
 
 

@@ -50,6 +50,10 @@ def needed_cues(config: TrainConfig, stage: int) -> tuple[str, ...]:
         cues.append("masks")
     if stage == 2 and config.loss.splat:
         cues.append("masks")
+    if stage == 2 and config.loss.lifted_flow:
+        cues += ["flow_next", "masks"]
+    if stage == 2 and config.loss.lifted_still:
+        cues.append("masks")
     if stage == 2 and (switches.flow_supervision or switches.dynamic_disentanglement):
         cues.append("flow_next")
         if switches.dynamic_disentanglement:
@@ -194,7 +198,7 @@ def _report_marks(config: TrainConfig, marked: Excluded) -> None:
 
 
 def frames_again(
-    kept: dict[str, list[int]], found: list[tuple[str, int]], reader: StoreReader
+    kept: dict[str, list[int]], found: list[tuple[str, int]], config: TrainConfig, reader: StoreReader
 ) -> list[tuple[str, int]]:
     """The keyframes that a stage began with (`kept`, by scene, a repeated one as often as then), for it to go on with;
     all of `found` where it begins.
@@ -203,12 +207,22 @@ def frames_again(
     another order.
 
     Raises:
-        CueMissing: some can no longer be trained on.
+        ConfigError: some have been excluded since then.
+        CueMissing: some lack a cue now.
     """
     if not kept:
         return found
     frames = [(name, t) for name, numbers in kept.items() for t in numbers]
     lost = sorted(set(frames) - set(found))
+    excluded = Exclusion(config.data.held_out, marked_frames(config, reader).frames)
+    marked = [frame for frame in lost if excluded(*frame)]
+    if marked:
+        name, t = marked[0]
+        files = ", ".join(map(str, config.data.exclude_files)) or "data.exclude"
+        raise ConfigError(
+            f"{files}: excludes {len(marked)} keyframes (first: {name}:{t}) that the stage to go on with began with. "
+            "Take these marks out until the stage is over, or train anew into another `out`."
+        )
     if lost:
         name, t = lost[0]
         raise CueMissing(

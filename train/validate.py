@@ -74,7 +74,11 @@ class Validator(pl.Callback):
         average: WeightAverage | None,
     ) -> None:
         self.config, self.batches, self.folder, self.average = config, batches, folder, average
+        self.best_by = (config.run.best_by, len(batches))
         self.best, self.best_step = state.best, state.best_step
+        # A run may go on by another loss, or on other keyframes: what was lowest by the old one says nothing of it.
+        if state.best_by not in (None, self.best_by):
+            self.best, self.best_step = None, 0
         self._measured = -1
 
     def on_train_batch_end(

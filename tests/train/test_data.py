@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,33 @@ def test_gaussian_rule(world, tiny_store: Path) -> None:
     assert draw_neighbour(table, 2, "later", NeighbourConfig(max_m=0.1), lambda n: True, rng) is None
     fast = NeighbourConfig(mean_m=0.0, sigma_m=0.001)
     assert draw_neighbour(table, 2, "later", fast, lambda n: True, rng) == Neighbour(2, 0)
+
+
+def test_a_road_that_comes_back_is_another_passage(tiny_store: Path) -> None:
+    """Out and back: images of the way back are within the rule's metres, but as many images away as it was long."""
+    table = StoreReader(tiny_store).scene("a").table
+    there = np.concatenate([np.arange(30.0), np.arange(30.0)[::-1]])
+    pose = np.tile(np.eye(4), (60, 1, 1))
+    pose[:, 0, 3] = there
+    cameras = table.camera_valid.shape[1]
+    long = replace(
+        table,
+        tokens=tuple(map(str, range(60))),
+        camera_valid=np.ones((60, cameras), dtype=bool),
+        global_from_ego=pose,
+        camera_global_from_ego=np.repeat(pose[:, None], cameras, axis=1),
+        **{name: np.repeat(getattr(table, name)[:1], 60, axis=0)
+           for name in ("camera_timestamp_us", "ego_from_cam", "K")},
+    )  # fmt: skip
+    rule = NeighbourConfig(sweeps=False, max_m=6.0, max_frames=20)
+    found, distances = candidates(long, 5, "later", rule, lambda n: True)
+    assert [n.t for n in found] == [6, 7, 8, 9, 10, 11]
+    assert distances.tolist() == [1, 2, 3, 4, 5, 6]
+    found, _ = candidates(long, 54, "earlier", rule, lambda n: True)
+    assert [n.t for n in found] == [53, 52, 51, 50, 49, 48]
+    # Near the turn the way back is but a few images off, and so is it in time.
+    found, _ = candidates(long, 27, "later", rule, lambda n: True)
+    assert [n.t for n in found] == list(range(28, 39))
 
 
 def test_excluded_keyframes_are_no_neighbours_either(tiny_config: Make) -> None:

@@ -192,7 +192,7 @@ def test_a_stage_goes_on_with_the_repeats_that_it_began_with(
     for name, t in frames:
         kept.setdefault(name, []).append(t)
     reader = StoreReader(scored().store)
-    again = frames_again(json.loads(json.dumps(kept)), training_frames(scored(), 2, reader), reader)
+    again = frames_again(json.loads(json.dumps(kept)), training_frames(scored(), 2, reader), scored(), reader)
     assert again == frames
     assert "came since" not in caplog.text
 

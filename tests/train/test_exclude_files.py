@@ -9,9 +9,9 @@ import pytest
 from storage.errors import StoreError
 from storage.exclusions import ExcludedFrame, fingerprints, write_exclusions
 from storage.reader import StoreReader
-from train.config import TrainConfig, dump_config, load_config
+from train.config import ConfigError, TrainConfig, dump_config, load_config
 from train.data import KeyframeDataset
-from train.selection import training_frames
+from train.selection import frames_again, training_frames
 
 Make = Callable[..., TrainConfig]
 
@@ -46,6 +46,15 @@ def test_they_are_no_neighbours_either(tiny_config: Make, marked: Path) -> None:
     assert not sample.later.valid.any()
     clean = KeyframeDataset(tiny_config(), 2, [("a", 0)], 0)[0, 0]
     assert clean.later.valid.all()
+
+
+def test_a_mark_that_comes_while_a_stage_waits_is_named(tiny_config: Make, tiny_store: Path, marked: Path) -> None:
+    """Nothing is wrong with its cues, and to extract them again would not help."""
+    reader = StoreReader(tiny_store)
+    began = {"a": [0, 1, 2], "b": [0]}
+    config = tiny_config(data={"exclude_files": [str(marked)]})
+    with pytest.raises(ConfigError, match=r"exclusions\.json: excludes 1 keyframes \(first: a:1\) that the stage"):
+        frames_again(began, training_frames(config, 1, reader), config, reader)
 
 
 def test_a_file_that_is_missing_stops_the_run(tiny_config: Make, tiny_store: Path, tmp_path: Path) -> None:

@@ -203,6 +203,31 @@ def test_a_stage_cannot_go_on_without_its_keyframes(
         run(config, resume=True)
 
 
+def test_a_stage_that_is_over_has_its_length(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = tiny_config(stage1={"max_steps": 1, "warmup_steps": 0}, stage2={"max_steps": 5, "warmup_steps": 0})
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, 0)
+        assert not run(short).finished
+    # While it lasts another length is taken.
+    config = tiny_config(stage1={"max_steps": 1, "warmup_steps": 0}, stage2={"max_steps": 2, "warmup_steps": 0})
+    assert run(config, resume=True).stages[1].steps == 2
+    longer = config.model_copy(update={"stage2": config.stage2.model_copy(update={"max_steps": 6})})
+    with pytest.raises(ConfigError, match=r"stage 2 is over, after 2 steps \(stage2\.max_steps was 2, is 6\)"):
+        run(longer, resume=True)
+    assert load_config(config.out / "config.yaml") == config
+    assert run(config, resume=True).finished
+
+
+def test_several_processes_of_a_cpu_know_steps_without_a_volume(tiny_config: Make) -> None:
+    share = {"stage1": {"image_share": 0.5}, "model": {"depth_lift": {"bins": 8}}, "loss": {"pixel_depth": 1.0}}
+    for config, strategy in (
+        (tiny_config(run={"devices": 2}), "ddp"),
+        (tiny_config(**share, run={"devices": 2}), "ddp_find_unused_parameters_true"),
+        (tiny_config(**share), "auto"),
+    ):
+        assert train.loop._trainer_options(config)["strategy"] == strategy
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
     tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,8 +264,6 @@ def test_a_second_run_does_not_overwrite_the_first(tiny_config: Make) -> None:
         run(config)
     with pytest.raises(ConfigError, match=r"loss.flow was 0.005, is 0.5"):
         run(tiny_config(loss={"flow": 0.5, "eikonal_samples": 512}), resume=True)
-    longer = tiny_config(stage2={"max_steps": 5, "warmup_steps": 2})
-    assert run(longer, resume=True).finished
 
 
 def test_time_ends_a_stage(tiny_config: Make) -> None:

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from model.network import OccFlow
 from train.checkpoint import load_model, load_state
 from train.config import ConfigError, TrainConfig
+from train.loop import run_stage
 from train.loop import train as run
 from train.module import StageModule
 from train.validate import Validator
@@ -58,6 +60,35 @@ def test_measuring_changes_nothing_and_keeps_the_best(
     kept, last = (load_file(result.out / name / "model.safetensors") for name in ("stage1-best", "stage1"))
     assert any(not torch.equal(kept[name], last[name]) for name in kept)
     assert load_model(result.out / "stage2-best")[1] == config
+
+
+def test_another_measure_of_the_best_begins_anew(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was lowest by the old one says nothing of the new one."""
+    found = iter([{"total": 5.0, "photometric": 0.1}, {"total": 4.0, "photometric": 0.3}])
+    monkeypatch.setattr(Validator, "measure", lambda self, trainer, module: next(found))
+    config = tiny_config(
+        stage1={"max_steps": 4, "warmup_steps": 0},
+        data={"validate_on": ["b"]},
+        run=RUN | {"best_by": "photometric"},
+        ablation={"two_stage": True},
+    )
+    original = StageModule.training_step
+
+    def stopped(self: StageModule, batch: Any, index: int) -> torch.Tensor:
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageModule, "training_step", stopped)
+        run(config)
+    assert load_state(config.out / "stage1").best == 0.1
+    other = config.model_copy(update={"run": config.run.model_copy(update={"best_by": "total"})})
+    run_stage(other, 1, OccFlow(config.model), resume=True)
+    state = load_state(config.out / "stage1")
+    assert (state.best, state.best_step, state.best_by) == (4.0, 4, ("total", 2))
 
 
 def test_the_same_weights_measure_the_same(tiny_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
