@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from train.config import ConfigError, ablation_rows, dump_config, load_config, presets
+from train.selection import needed_cues
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,16 @@ def test_unknown_sources(tmp_path: Path) -> None:
 def test_a_stage_must_end() -> None:
     with pytest.raises(ConfigError, match="epochs, max_steps or max_seconds"):
         load_config("demo", ["stage1={}"])
+
+
+def test_lifted_motion_has_something_to_learn_from() -> None:
+    """Else the losses would be switched off and nothing would say so."""
+    given = ["store=s", "out=o", "loss.lifted_flow=1"]
+    with pytest.raises(ConfigError, match=r"lifted_flow and lifted_still learn from LiDAR's returns"):
+        load_config("nuscenes_camera_only", given)
+    config = load_config("nuscenes_camera_only", [*given, "rays.triangulated=512", "ablation.flow_supervision=false"])
+    assert {"flow_next", "masks"} <= set(needed_cues(config, 2))
+    alone = load_config("nuscenes", [*given, "ablation.dynamic_disentanglement=false"])
+    assert {"flow_next", "masks"} <= set(needed_cues(alone, 2))
+    without = load_config("nuscenes", [*given[:2], "ablation.dynamic_disentanglement=false"])
+    assert "masks" not in needed_cues(without, 2)
