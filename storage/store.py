@@ -169,7 +169,7 @@ class CueStore:
             if found is not None and found.init == digest:
                 record = replace(found, provenance=Provenance(fingerprint))
             else:
-                generation = mine.reserve(self._next_generation(scene, digest))
+                generation = mine.reserve(self.next_generation(scene, digest))
                 sizes, folder = axis_sizes(self.attributes, table), generation_path(scene, generation)
                 always = {spec.name for specs in self._specs.values() for spec in specs if not spec.optional}
                 every = [layout for cue in self._specs for layout in self._layouts(cue, sizes, folder)]
@@ -278,8 +278,8 @@ class CueStore:
             raise StoreError(f"{self.path}: scene {scene!r} has no init unit. Call commit_init before its blocks.")
         return record
 
-    def _next_generation(self, scene: str, digest: str) -> int:
-        """0, or one more than every generation that a record of another init may still refer to."""
+    def next_generation(self, scene: str, digest: str) -> int:
+        """For an init unit: 0, or one more than every generation that a record of another init may still refer to."""
         found = [decodable(self.path, unit) for unit in record_units(self.path) if unit.scene == scene]
         others = [record.generation for record in found if record is not None and record.init != digest]
         place = backend(self.path)

@@ -11,7 +11,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from storage import files
 from storage.backend import Batch, backend
@@ -19,7 +21,7 @@ from storage.commit import CommitRecord, is_init, read_record
 from storage.errors import StoreDamage, StoreError
 from storage.layout import INIT, UnitId, group_metadata
 from storage.location import Location, ObjectPath, as_location
-from storage.relocation import moved_keys, relocated, same_commit
+from storage.relocation import moved_keys, relocated
 from storage.store import CueStore
 from storage.transfer_plan import TransferPlan
 from storage.work import Turn, decodable, scene_lock
@@ -30,6 +32,7 @@ INPUTS = "inputs/{scene}.json"
 """What pipelines keep of a scene's raw files, beside the units: opaque here, but it spares a copy to hash them anew."""
 _ATTEMPTS = 3
 """How often a unit is tried whose source is rebuilt while it is copied."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ def transfer(
     """Carry out a plan. Every file is compared with its SHA-256 as it is copied; the record is published last.
 
     A unit that is damaged in the source is not copied, and does not keep the others from being copied. The source is
-    only read; where one of its units is rebuilt meanwhile, the new one is copied.
+    only read; where one of its units is rebuilt meanwhile, the new one is copied. What a copy replaces at the
+    destination stays until its own copy is whole there; where blocks go with their scene's table, the whole scene is
+    looked for damage in the source first, and left as it is if there is any.
 
     Args:
         workers: units copied at a time.
@@ -67,14 +72,12 @@ def transfer(
     check_space(plan, destination)
     target = CueStore.create(destination, here.attributes)
     target.sweep_temporaries()
-    for unit in plan.remove:
-        target.discard(unit)
     copied: list[CommitRecord] = []
-    damaged = dict(plan.damaged)
+    damaged = dict(plan.damaged) | _kept_scenes(here, target, plan)
 
     def one(record: CommitRecord) -> None:
         try:
-            copied.append(_copy_unit(here, target, record))
+            copied.append(_latest(here, record, partial(_copy_record, here.path, target, plan)))
         except StoreDamage as error:
             damaged[record.unit] = str(error)
             return
@@ -85,9 +88,9 @@ def transfer(
     blocks = [record for record in plan.copy if not is_init(record.unit)]
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="copy") as pool:
         for part in (inits, blocks):  # a block is only visible, and only written, under its scene's init unit
-            part = [record for record in part if UnitId(INIT, record.unit.scene) not in damaged]
+            wanted = [record for record in part if UnitId(INIT, record.unit.scene) not in damaged]
             try:
-                for _ in pool.map(one, part):
+                for _ in pool.map(one, wanted):
                     pass
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -114,28 +117,63 @@ def check_space(plan: TransferPlan, destination: str | Path | ObjectPath) -> Non
         )
 
 
-def _copy_unit(here: CueStore, target: CueStore, record: CommitRecord) -> CommitRecord:
-    """One unit, committed at the destination. Raises StoreDamage for the source, StoreError for the destination."""
+def _kept_scenes(here: CueStore, target: CueStore, plan: TransferPlan) -> dict[UnitId, str]:
+    """Damage in the source, in scenes whose blocks at the destination would go with their table; and the init units
+    of these scenes, which are therefore not copied."""
+    found: dict[UnitId, str] = {}
+    for scene in sorted({unit.scene for unit in plan.losing}):
+        bad = {unit: why for unit, why in plan.damaged.items() if unit.scene == scene}
+        for record in plan.copy:
+            if record.unit.scene == scene:
+                try:
+                    _latest(here, record, partial(_read_through, here.path))
+                except StoreDamage as error:
+                    bad[record.unit] = str(error)
+        if bad:
+            kept = f"{target.path}: keeps scene {scene!r} as it is, for its blocks would go with its table, and "
+            why = f"{kept}{here.path} has {len(bad)} damaged units of it (first: {min(bad)}). Repair these first."
+            found |= {UnitId(INIT, scene): why} | bad
+    return found
+
+
+def _latest(here: CueStore, record: CommitRecord, work: Callable[[CommitRecord], T]) -> T:
+    """What `work` makes of a unit of the source; once more where the unit was rebuilt since its record was read.
+
+    Raises StoreDamage for the source, and what else `work` raises.
+    """
     for _ in range(_ATTEMPTS - 1):
         try:
-            return _copy_record(here.path, target, record)
+            return work(record)
         except StoreDamage:
             found = read_record(here.path, record.unit)
             if found is None or found == record:
                 raise
-            record = found  # rebuilt since the plan was made
-    return _copy_record(here.path, target, record)
+            record = found
+    return work(record)
 
 
-def _copy_record(source: Location, target: CueStore, record: CommitRecord) -> CommitRecord:
+def _copy_record(source: Location, target: CueStore, plan: TransferPlan, record: CommitRecord) -> CommitRecord:
+    """One unit, committed at the destination. Raises StoreDamage for the source, StoreError for the destination."""
+    replacing = record.unit in plan.replace
+
     def write(mine: Turn) -> CommitRecord:
+        first = record.generation
         if mine.found is not None:
-            if same_commit(record, mine.found):
+            there = relocated(record, mine.found.generation)
+            if there == mine.found and not replacing:
                 return mine.found
-            raise StoreError(
-                f"{target.path}: unit {record.unit} was committed by somebody else during the copy. Run it again."
-            )
-        generation = mine.reserve(record.generation)
+            if not replacing:
+                raise StoreError(
+                    f"{target.path}: unit {record.unit} was committed by somebody else during the copy. Run it again."
+                )
+            # The same data under another fingerprint, as when a scene is opened again: its blocks stay visible.
+            same = (there.shards, there.metadata) == (mine.found.shards, mine.found.metadata)
+            if same and _intact(target.path, mine.found):
+                return mine.found if there == mine.found else mine.publish(there)
+            first = max(first, mine.found.generation + 1)
+        if replacing and is_init(record.unit):
+            first = max(first, target.next_generation(record.unit.scene, record.init))
+        generation = mine.reserve(first)
         _copy_files(source, record, generation, mine.batch)
         return mine.publish(relocated(record, generation))
 
@@ -149,6 +187,29 @@ def _copy_record(source: Location, target: CueStore, record: CommitRecord) -> Co
                 "destination, was opened anew during the copy. Run the same command again."
             )
         return target.in_turn(record.unit, write)
+
+
+def _read_through(source: Location, record: CommitRecord) -> None:
+    """Raise StoreDamage unless every file of a unit is what was committed."""
+    for key, sha256 in _digests(record).items():
+        try:
+            found = backend(source).digest(key)[1]
+        except OSError as error:
+            raise _unreadable(source / key, error) from error
+        if found != sha256:
+            raise _damage(source / key, "not what was committed")
+
+
+def _intact(root: Location, record: CommitRecord) -> bool:
+    with contextlib.suppress(StoreDamage):
+        _read_through(root, record)
+        return True
+    return False
+
+
+def _digests(record: CommitRecord) -> dict[str, str]:
+    """SHA-256 of every file of a unit, by key."""
+    return {**{entry.key: entry.sha256 for entry in record.shards}, **record.metadata}
 
 
 def _copy_files(source: Location, record: CommitRecord, generation: int, batch: Batch) -> None:
@@ -190,7 +251,11 @@ def _pieces(root: Location, key: str) -> Iterator[bytes]:
             while piece := file.read(PIECE):
                 yield piece
     except OSError as error:
-        raise _damage(root / key, f"cannot be read ({error.strerror or error})") from error
+        raise _unreadable(root / key, error) from error
+
+
+def _unreadable(path: Location, error: OSError) -> StoreDamage:
+    return _damage(path, f"cannot be read ({error.strerror or error})")
 
 
 def _damage(path: Location, what: str) -> StoreDamage:

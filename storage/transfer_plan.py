@@ -9,7 +9,7 @@ from pathlib import Path
 from storage.backend import backend
 from storage.commit import CommitRecord, is_init, read_records, record_units
 from storage.errors import StoreDamage, StoreError
-from storage.layout import UnitId
+from storage.layout import INIT, UnitId
 from storage.location import Location, ObjectPath, as_location
 from storage.relocation import same_commit
 from storage.store import CueStore
@@ -22,14 +22,16 @@ class TransferPlan:
     Attributes:
         copy: records of the units that are to be copied, init units first.
         present: units that the destination holds already, with the same record and whole files.
-        remove: units of the destination that are taken back first, because another commit of them is to be copied.
+        replace: units of the destination of which another commit, or a damaged one, is there.
+        losing: blocks of the destination that go when their scene's table is copied, for they belong to another.
         notes: what of the selection stays behind, and what it was made from.
         damaged: units whose record cannot be read, and why.
     """
 
     copy: tuple[CommitRecord, ...]
     present: tuple[UnitId, ...]
-    remove: tuple[UnitId, ...] = ()
+    replace: frozenset[UnitId] = frozenset()
+    losing: tuple[UnitId, ...] = ()
     notes: tuple[str, ...] = ()
     damaged: dict[UnitId, str] = field(default_factory=dict)
 
@@ -54,7 +56,7 @@ def plan_transfer(
         scenes: names or shell patterns; None for all.
         cues: only these, and the init unit of each scene, without which no block is visible; None for all.
         upstream: also the cues that the chosen ones were made from.
-        overwrite: where the destination holds another commit of a unit, take that one back and copy; else refuse.
+        overwrite: where the destination holds another commit of a unit, replace that one; else refuse.
 
     Raises:
         StoreError: no store at `source`; a scene or cue that it has not; the destination is no store, has other
@@ -69,19 +71,21 @@ def plan_transfer(
     chosen = {unit: record for unit, record in records.items() if is_init(unit) or unit.cue in wanted}
     damaged = {unit: why for unit, why in damaged.items() if is_init(unit) or unit.cue in wanted}
     states = dict.fromkeys(chosen, "absent") if target is None else _states(target.path, chosen)
-    others = [unit for unit, state in states.items() if state == "other"]
-    if others and not overwrite:
+    others = {unit for unit, state in states.items() if state == "other"}
+    losing = () if target is None else _losing(target.path, chosen, states)
+    if (others or losing) and not overwrite:
+        count, first = len(others.union(losing)), min(others or losing)
         raise StoreError(
-            f"{destination}: holds other commits of {len(others)} of these units, or damaged ones (first: "
-            f"{others[0]}). Copy with --overwrite to replace them, or give another destination."
+            f"{destination}: holds other commits of {count} of these units, or damaged ones (first: {first}). Copy "
+            "with --overwrite to replace them, or give another destination."
         )
-    remove = () if target is None else _to_remove(target, others)
-    present = {unit for unit, state in states.items() if state == "present"} - set(remove)
+    present = {unit for unit, state in states.items() if state == "present"}
     return TransferPlan(
         copy=tuple(record for unit, record in chosen.items() if unit not in present),
         present=tuple(sorted(present)),
-        remove=remove,
-        notes=(*notes, *_upstream_notes(records, chosen)),
+        replace=frozenset({*others, *losing, *(UnitId(INIT, unit.scene) for unit in losing)}),
+        losing=losing,
+        notes=(*notes, *_upstream_notes(records, chosen), *_losing_notes(losing, chosen)),
         damaged=damaged,
     )
 
@@ -204,8 +208,20 @@ def _states(root: Location, records: dict[UnitId, CommitRecord]) -> dict[UnitId,
     return states
 
 
-def _to_remove(target: CueStore, others: list[UnitId]) -> tuple[UnitId, ...]:
-    """What has to go from the destination first; with another init unit, every block of its scene."""
-    scenes = {unit.scene for unit in others if is_init(unit)}
-    blocks = [unit for unit in record_units(target.path) if unit.scene in scenes and not is_init(unit)]
-    return tuple(sorted({*blocks, *others}, key=lambda unit: (is_init(unit), unit)))
+def _losing(root: Location, chosen: dict[UnitId, CommitRecord], states: dict[UnitId, str]) -> tuple[UnitId, ...]:
+    """Blocks of the destination that do not belong to the table that is to be copied in their scene."""
+    inits = {unit.scene: chosen[unit].init for unit, state in states.items() if is_init(unit) and state != "present"}
+    if not inits:
+        return ()
+    blocks = [unit for unit in record_units(root) if unit.scene in inits and not is_init(unit)]
+    found = zip(blocks, read_records(root, blocks), strict=True)
+    return tuple(unit for unit, r in found if isinstance(r, CommitRecord) and r.init != inits[unit.scene])
+
+
+def _losing_notes(losing: tuple[UnitId, ...], chosen: dict[UnitId, CommitRecord]) -> list[str]:
+    gone = [unit for unit in losing if unit not in chosen]
+    if not gone:
+        return []
+    return [
+        f"{len(gone)} blocks of the destination go with their scene's table, and no copy replaces them: {gone[0]}, …"
+    ]

@@ -69,8 +69,15 @@ def copy_full(path: Path) -> None:
     transfer(source, path, plan_transfer(source, path))
 
 
+def overwrite_full(path: Path) -> None:
+    """The same in place of what is there."""
+    source = path.with_name("full.zarr")
+    transfer(source, path, plan_transfer(source, path, overwrite=True))
+
+
 JOBS: dict[str, Callable[..., None]] = {
-    job.__name__: job for job in (fill, fill_large, commit_masks, commit_one, reopen_scene, discard_masks, copy_full)
+    job.__name__: job
+    for job in (fill, fill_large, commit_masks, commit_one, reopen_scene, discard_masks, copy_full, overwrite_full)
 }
 
 

@@ -114,6 +114,26 @@ def test_damage_is_left_behind(source: CueStore, bucket: str, tiny: SimpleNamesp
     assert "verify --repair" in back.damaged[UnitId("lidar", "a", 0)]
 
 
+def test_what_is_replaced_stays_until_its_copy_is_whole(source: CueStore, bucket: str, tiny: SimpleNamespace) -> None:
+    target = f"{bucket}/store.zarr"
+    copy(source.path, target)
+    for seed, block in ((4, 1), (5, 2)):
+        tiny.commit(source, "masks", block, seed=seed)
+    record = source.record(UnitId("masks", "a", 1))
+    assert record is not None
+    tiny.flip_bit(source.path / record.shards[0].key, 77)  # type: ignore[arg-type]
+    before = CueStore.open(target).read_block(UnitId("masks", "a", 1))
+    report = copy(source.path, target, overwrite=True)
+    assert (report.copied, set(report.damaged)) == ((UnitId("masks", "a", 2),), {UnitId("masks", "a", 1)})
+    assert verify(target) == []
+    after = CueStore.open(target).read_block(UnitId("masks", "a", 1))
+    assert all((after[name] == array).all() for name, array in before.items())
+    source.commit_init("a", tiny.table(frames=6, seed=2), "init-2")
+    tiny.commit(source, "lidar", 0, seed=5)
+    copy(source.path, target, overwrite=True)
+    assert_copied(source.path, target)
+
+
 @pytest.mark.parametrize(
     ("here", "there", "words"),
     [
