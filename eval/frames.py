@@ -110,7 +110,7 @@ class OccupancyTruth(Protocol):
 
 
 class TruthSource:
-    """Truth by keyframe, from a truth store and the cue store beside it; `classes` with the one that means free."""
+    """Truth by keyframe of a cue store, from the truth store beside it; `classes` with the one that means free."""
 
     def __init__(self, reader: StoreReader, truth: OccupancyTruth | None) -> None:
         self.reader, self.truth = reader, truth
@@ -121,17 +121,21 @@ class TruthSource:
 
     def volume(self, scene: str, t: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Class (X, Y, Z) and velocity (X, Y, Z, 2) in m/s, None where this keyframe has no occupancy truth."""
-        if self.truth is None or scene not in self._scenes:
-            return None
-        source = self.truth.scene(scene)
-        return source.occupancy(t) if source.has("occupancy", t) else None
+        source = self._scene(scene)
+        return source.occupancy(t) if source is not None and source.has("occupancy", t) else None
 
     def boxes(self, scene: str, t: int) -> np.ndarray | None:
         """Labelled boxes by `storage.schema.BOX_FIELDS`, None where nobody labelled this keyframe."""
+        source = self._scene(scene)
+        return source.boxes(t) if source is not None and source.has("boxes", t) else None
+
+    def _scene(self, scene: str) -> SceneOccupancy | None:
+        """Truth by the cue store's keyframes: a truth store may hold others, so that its own numbers say nothing."""
         if self.truth is None or scene not in self._scenes:
             return None
-        source = self.truth.scene(scene)
-        return source.boxes(t) if source.has("boxes", t) else None
+        if isinstance(self.truth, TruthReader):
+            return self.truth.paired(scene, self.reader.scene(scene).table.tokens)
+        return self.truth.scene(scene)
 
     def at(self, scene: str, t: int) -> KeyframeTruth | None:
         """Truth and ray origins, None where either is missing (no LiDAR within 39 m: no ray to measure along)."""

@@ -200,7 +200,7 @@ def image_motion(
     truth = open_truth(reader.path)
     predictor = Predictor(model, reader)
     for scene, t in chosen_keyframes(reader, scenes, predictor.queue_length, keyframes):
-        source = None if truth is None or scene not in truth.scenes() else truth.scene(scene)
+        source = None if truth is None else truth.paired(scene, reader.scene(scene).table.tokens)
         if source is None or not source.has("camera", t):
             continue
         fields = None

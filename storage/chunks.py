@@ -150,17 +150,24 @@ class ChunkReader:
     def table(self, scene: str) -> SceneTable:
         """The scene's table. Raises CueMissing, StoreDamage, StoreRebuilt."""
         record = self.require(UnitId(INIT, scene))
-        path = f"{generation_path(scene, record.generation)}/frames/zarr.json"
+        rest = self._table_attributes(record)
+        arrays: dict[str, Any] = {name: self.block(record, f"frames/{name}") for name in TABLE_ARRAYS}
+        sizes = {name: rest[name] for name in ("max_image_bytes", "max_sweep_bytes", "max_lidar_points")}
+        return SceneTable(tokens=tuple(rest["tokens"]), tags=tuple(rest["tags"]), **arrays, **sizes)
+
+    def tokens(self, scene: str) -> tuple[str, ...]:
+        """The tokens of the scene's keyframes, from one small file. Raises as `table`."""
+        return tuple(self._table_attributes(self.require(UnitId(INIT, scene)))["tokens"])
+
+    def _table_attributes(self, record: CommitRecord) -> dict[str, Any]:
+        path = f"{generation_path(record.unit.scene, record.generation)}/frames/zarr.json"
         try:
             raw = backend(self.root).get(path)
         except FileNotFoundError as error:
             raise self._gone(record, path) from error
         if hashlib.sha256(raw).hexdigest() != record.metadata.get(path):
             raise StoreDamage(f"{self.root / path}: changed after it was committed. {_REPAIR}")
-        rest = json.loads(raw)["attributes"]
-        arrays: dict[str, Any] = {name: self.block(record, f"frames/{name}") for name in TABLE_ARRAYS}
-        sizes = {name: rest[name] for name in ("max_image_bytes", "max_sweep_bytes", "max_lidar_points")}
-        return SceneTable(tokens=tuple(rest["tokens"]), tags=tuple(rest["tags"]), **arrays, **sizes)
+        return json.loads(raw)["attributes"]
 
     def _decode(
         self,

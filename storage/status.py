@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.attributes import read_attributes
@@ -13,7 +13,7 @@ from storage.layout import INIT, UnitId, blocks, cue_specs
 from storage.location import Location, as_location
 from storage.progress import TRUTH, RunProgress, latest_failures, run_progress
 from storage.schema import DERIVED
-from storage.truth import truth_path
+from storage.truth import other_keyframes, truth_path
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class StatusRow:
             nothing to say.
         failed: blocks whose last attempt failed.
         planned: some of its blocks a run set out to make.
+        apart: truth whose keyframes are not those of the cues beside it.
     """
 
     scene: str
@@ -42,11 +43,14 @@ class StatusRow:
     why: str
     failed: int = 0
     planned: bool = False
+    apart: bool = False
 
     @property
     def wanting(self) -> bool:
         """Whether something of it is to be made, or made again: a cue that no run was asked for is not."""
-        return self.state in ("partial", "damaged") or (self.state == "missing" and (self.planned or self.failed > 0))
+        if self.state == "missing":
+            return self.planned or self.failed > 0
+        return self.state != "complete" or self.apart
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,20 @@ def store_status(path: str | Path) -> StoreStatus:
     found = _Known(root, runs)
     other = _Known(beside, runs) if beside.exists() else None
     progress = run_progress(runs, found.units, other.units if other is not None else None)
-    return StoreStatus(found.rows(), other.rows() if other is not None else [], progress)
+    return StoreStatus(found.rows(), _told_apart(found, other) if other is not None else [], progress)
+
+
+def _told_apart(cues: "_Known", truth: "_Known") -> list[StatusRow]:
+    """Rows of the truth store; where a scene's keyframes are not those of the cues, this comes first in `why`."""
+    rows = truth.rows()
+    scenes = {row.scene for row in rows if row.committed}
+    apart = other_keyframes(cues.root, truth.root, sorted(scenes & {unit.scene for unit in cues.units}))
+    return [
+        replace(row, apart=True, why="; ".join(filter(None, (apart[row.scene], row.why))))
+        if row.committed and row.scene in apart
+        else row
+        for row in rows
+    ]
 
 
 def status(path: str | Path) -> list[StatusRow]:
@@ -84,6 +101,7 @@ class _Known:
     """What is known of one store."""
 
     def __init__(self, root: Location, runs: Sequence[RunLog]) -> None:
+        self.root = root
         self.attributes = read_attributes(root)  # first, for it says where there is no store
         summaries = read_summaries(root)
         self.cues = tuple(cue_specs(self.attributes.kind))

@@ -73,7 +73,7 @@ class Inspector:
         source = self.reader.scene(scene)
         if not 0 <= t < source.length:
             raise IndexError(f"scene {scene!r} has keyframes 0 to {source.length - 1}, not {t}")
-        truth = self.truth.scene(scene) if self.truth is not None and scene in self.truth.scenes() else None
+        truth = self.truth.paired(scene, source.table.tokens) if self.truth is not None else None
         return Keyframe(source, self.reader.attributes, t, truth)
 
     def measure(self, keyframe: Keyframe) -> list[Measured]:

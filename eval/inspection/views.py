@@ -10,7 +10,7 @@ from eval.inspection.ego_motion import Camera, MotionFit, StaticFlow, camera_at,
 from eval.inspection.lidar_checks import depth_edges, edge_strength
 from storage.reader import FlowCue, LidarCue, SceneReader
 from storage.schema import StoreAttributes
-from storage.truth import TruthScene
+from storage.truth import PairedTruth
 
 LEAST_POINTS = 30
 """LiDAR points from which on a residual is judged."""
@@ -20,7 +20,7 @@ class Keyframe:
     """A keyframe of a scene; what all its cameras share."""
 
     def __init__(
-        self, scene: SceneReader, attributes: StoreAttributes, t: int, truth: TruthScene | None = None
+        self, scene: SceneReader, attributes: StoreAttributes, t: int, truth: PairedTruth | None = None
     ) -> None:
         self.scene, self.attributes, self.t, self.truth = scene, attributes, t, truth
         self.table = scene.table

@@ -9,6 +9,7 @@ import pytest
 
 from storage.errors import CueMissing, StoreError
 from storage.schema import INVALID_FLOW
+from storage.status import store_status
 from storage.store import CueStore, Provenance, UnitId
 from storage.truth import TruthReader, truth_path
 from storage.verify import verify
@@ -96,3 +97,46 @@ def test_cue_and_truth_arrays_do_not_mix(truth_store: CueStore, store: CueStore,
         truth_store.commit_block(UnitId("masks", "a"), tiny.arrays("masks", 2), Provenance("fp"))
     with pytest.raises(StoreError, match="cue 'occupancy' is not one of this store's"):
         store.commit_block(UnitId("occupancy", "a"), tiny.arrays("occupancy", 2), Provenance("fp"))
+
+
+def test_truth_by_the_keyframes_of_a_cue_store(truth_store: CueStore) -> None:
+    reader = TruthReader(truth_store.path)
+    own, tokens = reader.scene("a"), reader.scene("a").table.tokens
+    assert reader.paired("b", tokens) is None
+    same = reader.paired("a", tokens)
+    other = reader.paired("a", ("unknown", tokens[1], tokens[0]))
+    assert same is not None
+    assert other is not None
+    wanted = own.camera(0, 0)
+    assert wanted is not None
+    for paired, t in ((same, 0), (other, 2)):
+        found, camera = paired.occupancy(t), paired.camera(t, 0)
+        assert found is not None
+        assert camera is not None
+        np.testing.assert_array_equal(found[0], own.occupancy(0)[0])  # type: ignore[index]
+        np.testing.assert_array_equal(camera["depth"], wanted["depth"])
+        assert np.isnan(camera["flow_next"]).all() == (paired is other), "no next keyframe here, or that of the truth"
+        assert paired.has("camera", t)
+        assert not paired.has("boxes", t)
+    assert not other.has("occupancy", 0)
+    assert other.occupancy(0) is None
+    assert other.camera(0, 0) is None
+    assert other.boxes(0) is None
+    with pytest.raises(IndexError, match="keyframes 0 to 2, not -1"):
+        other.has("occupancy", -1)
+
+
+def test_status_names_truth_of_other_keyframes(truth_store: CueStore, tiny: SimpleNamespace) -> None:
+    store = CueStore.create(truth_store.path.with_name("store.zarr"), tiny.attributes())
+    table = tiny.table(frames=3)
+    store.commit_init("a", table, "init")
+    assert not any(row.apart for row in store_status(store.path).truth)
+    store.commit_init("a", tiny.table(frames=3, max_image_bytes=65), "init-2")
+    assert not any(row.apart for row in store_status(store.path).truth), "another table, but of the same keyframes"
+    tokens = (table.tokens[0], table.tokens[2], "later")
+    store.commit_init("a", tiny.table(frames=3, tokens=tokens), "init-3")
+    rows = {row.cue: row for row in store_status(store.path).truth}
+    assert {cue for cue, row in rows.items() if row.apart} == {"occupancy", "camera"}
+    assert rows["occupancy"].wanting
+    assert rows["occupancy"].why.startswith("of other keyframes than the cues: 2 of 3 have truth;")
+    assert "with truth among --cues" in rows["occupancy"].why
