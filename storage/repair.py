@@ -6,14 +6,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from storage import files
+from storage.asides import damaged_asides
 from storage.attributes import intact_root, read_attributes
 from storage.backend import backend
-from storage.commit import CommitRecord, read_sound_record
+from storage.commit import CommitRecord, is_init, read_sound_record
 from storage.errors import StoreDamage
 from storage.finding import Finding
 from storage.layout import INIT, SPARE_ROOT, UnitId, cue_layout, cue_specs, generation_path, group_metadata
 from storage.location import Location, ObjectPath, as_location
 from storage.store import CueStore
+from storage.verify import verify_unit
+
+TAKEN_BACK = ("record", "missing", "size", "digest", "chunk", "value")
+"""Kinds of finding that only making the unit anew puts right."""
 
 
 def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[UnitId]:
@@ -23,7 +28,8 @@ def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[U
     record, what killed writers left, asides that are not whole. Taken back (record first, then data, so that the next
     `occflow cues` makes them again): units with a damaged record, shard, chunk or value. Left alone: `schema` and
     `denied`, of which nothing is known, and `waiting`, for blocks are whole again as soon as `occflow cues` has
-    committed their scene's table.
+    committed their scene's table. Findings grow old: each unit is looked at once more, right before it is taken
+    back, and stays where it is sound by now.
 
     Returns:
         The units taken back, sorted.
@@ -35,19 +41,30 @@ def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[U
     listed = list(findings)
     _restore_root(root)
     store = CueStore.open(root)
-    taken = {f.unit for f in listed if f.unit and f.kind in ("record", "missing", "size", "digest", "chunk", "value")}
-    for finding in listed:
-        if finding.kind == "metadata" and finding.unit is not None and finding.unit not in taken:
-            record = read_sound_record(root, finding.unit)
-            if record is None or not _restore_metadata(store, record, _key(root, finding.path)):
-                taken.add(finding.unit)
-    for unit in sorted(taken):
-        store.discard(unit)
+    named = {f.unit for f in listed if f.unit is not None and f.kind in (*TAKEN_BACK, "metadata")}
+    # Blocks first: without its init unit a block can only be told to wait.
+    taken = [unit for unit in sorted(named, key=lambda unit: (is_init(unit), unit)) if not _put_right(store, unit)]
     store.sweep_temporaries()
-    backend(root).delete(_key(root, finding.path) for finding in listed if finding.kind == "aside")
+    asides = {_key(root, finding.path) for finding in listed if finding.kind == "aside"}
+    if asides:
+        backend(root).delete(asides.intersection(key for key, _ in damaged_asides(root)))
     for scene in sorted({_key(root, f.path).split("/")[1] for f in listed if f.kind == "orphan"}):
         store.collect(scene)
     return sorted(taken)
+
+
+def _put_right(store: CueStore, unit: UnitId) -> bool:
+    """Restore a unit's metadata; False where more of it is lost, and it was taken back. A unit that was made anew since
+    it was found damaged, or that is gone, is left alone."""
+    found = verify_unit(store.path, unit)
+    lost = any(finding.kind in TAKEN_BACK for finding in found)
+    for finding in found:
+        if finding.kind == "metadata" and not lost:
+            record = read_sound_record(store.path, unit)
+            lost = record is None or not _restore_metadata(store, record, _key(store.path, finding.path))
+    if lost:
+        store.discard(unit)
+    return not lost
 
 
 def _key(root: Location, path: Location) -> str:

@@ -11,7 +11,7 @@ from storage.backend import LocalBackend, ObjectBackend, backend
 from storage.chunks import ChunkReader
 from storage.claims import unnamed
 from storage.collect import referenced
-from storage.commit import CommitRecord, read_record, read_sound_record
+from storage.commit import CommitRecord, commit_path, read_record, read_sound_record
 from storage.errors import SchemaVersionError, StoreDamage, StoreError
 from storage.finding import Finding
 from storage.invariants import broken_rules
@@ -63,6 +63,12 @@ def _verify_root(root: Location) -> tuple[list[Finding], StoreAttributes | None]
         for key in ("zarr.json", SPARE_ROOT)
         if not place.exists(key) or place.get(key) != expected
     ], attributes
+
+
+def verify_unit(path: str | Path | ObjectPath, unit: UnitId) -> list[Finding]:
+    """As `verify`, of one unit; nothing where it is not committed."""
+    root = as_location(path)
+    return list(_verify_unit(root, commit_path(root, unit), ChunkReader(root), decode=True))
 
 
 def _verify_unit(root: Location, path: Location, source: ChunkReader, decode: bool) -> Iterator[Finding]:
