@@ -159,4 +159,7 @@ def fingerprint(bench: Workbench, unit: UnitId, scene_digest: str, truth: bool =
             need: fingerprint(bench, UnitId(need, unit.scene, unit.block), scene_digest) for need in extractor.needs
         }
         parts += [extractor.config_digest(), upstream]
+        options = getattr(bench.log, "truth_options", None) if truth else None
+        if options is not None and options(unit.cue):  # of which fingerprints under default options say nothing
+            parts.append(dict(options(unit.cue)))
     return json_digest([bench.config.digest(), *parts])

@@ -13,6 +13,7 @@ from pipelines.adapt.pairs import FramePairs, PairsError
 from pipelines.cues.flow_targets import aim_next
 from pipelines.cues.resize import shrink, working_size
 from pipelines.datasets.records import CameraImage, Log, Scene
+from pipelines.datasets.truth import leads_to_next
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _true_flow(log: Log, pair: Found, size: tuple[int, int]) -> Float[np.ndarray
     truth = log.truth(scene) if t >= 0 else None
     arrays = None if truth is None else truth.camera(log.scene(scene).keyframes[t].token, channel)
     flow = None if arrays is None else arrays.get("flow_next")
-    if flow is None:
+    if truth is None or flow is None or not leads_to_next(truth, log.scene(scene), t):
         return None
     rows = ((np.arange(size[0]) + 0.5) * first.height / size[0]).astype(int)
     columns = ((np.arange(size[1]) + 0.5) * first.width / size[1]).astype(int)

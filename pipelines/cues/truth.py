@@ -10,6 +10,7 @@ from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
 from pipelines.cues.flow_field import onto_grid, pack_flow
 from pipelines.cues.protocols import FlowField
 from pipelines.datasets.records import LabelledBox, SceneTruth
+from pipelines.datasets.truth import leads_to_next
 from storage.schema import BOX_FIELDS, BOX_ROWS, INVALID_FLOW, UNKNOWN_CLASS
 
 DEPTH_STEP_LOG = 0.05
@@ -41,7 +42,7 @@ def camera_truth(context: BlockContext, t: int, channel: str, network: bool = Fa
     frame = context.scene.keyframes[t]
     image = frame.images.get(channel)
     raw = context.truth.camera(frame.token, channel) if context.truth is not None and image is not None else None
-    if raw is None or image is None:
+    if raw is None or image is None or context.truth is None:
         return {}
     transform = context.sizes.transform(image) if network else context.sizes.render_transform(image)
     size = (image.height, image.width)
@@ -51,7 +52,7 @@ def camera_truth(context: BlockContext, t: int, channel: str, network: bool = Fa
         with np.errstate(divide="ignore", invalid="ignore"):
             log_depth = np.log(raw["depth"].astype(np.float32))
         known["depth"] = np.exp(onto_grid(log_depth[None], size, transform, DEPTH_STEP_LOG)[0])
-    if "flow_next" in raw:
+    if "flow_next" in raw and leads_to_next(context.truth, context.scene, t):
         scaled = raw["flow_next"].astype(np.float32) * np.float32(transform.scale)
         known["flow_next"] = onto_grid(scaled, size, transform, FLOW_STEP_PX)
     if "instance" in raw:
@@ -119,7 +120,10 @@ class CameraTruth(_Truth):
     name: ClassVar[str] = "camera"
 
     def extract(self, context: BlockContext) -> CueBlock:
-        """The arrays of storage.schema.TRUTH["camera"]; `camera/valid` is 0 where an image has no truth."""
+        """The arrays of storage.schema.TRUTH["camera"]; `camera/valid` is 0 where an image has no truth.
+
+        True flow that ends in another frame than the next keyframe is left out, and a note says so.
+        """
         count, cameras = context.stop - context.start, len(context.cameras)
         network, render = context.sizes.network, context.sizes.render
         arrays: dict[str, np.ndarray] = {
@@ -129,6 +133,7 @@ class CameraTruth(_Truth):
             "camera/flow_next": np.full((count, cameras, 2, *render), INVALID_FLOW, np.int16),
             "camera/valid": np.zeros((count, cameras), np.uint8),
         }
+        elsewhere = 0
         for i in range(count):
             for c, channel in enumerate(context.cameras):
                 on_render = camera_truth(context, context.start + i, channel)
@@ -136,6 +141,7 @@ class CameraTruth(_Truth):
                 if not on_render:
                     continue
                 arrays["camera/valid"][i, c] = 1
+                elsewhere += _ends_elsewhere(context, context.start + i)
                 if "depth" in on_render:
                     arrays["camera/depth"][i, c] = on_render["depth"]
                 if "flow_next" in on_render:
@@ -145,7 +151,14 @@ class CameraTruth(_Truth):
                 for key in ("instance", "moving"):
                     if key in on_network:
                         arrays[f"camera/{key}"][i, c] = on_network[key]
-        return CueBlock(arrays, {"camera_frames": int(arrays["camera/valid"].sum())})
+        notes = [f"no true flow at {elsewhere} camera-frames: the log's does not end in the next keyframe"]
+        return CueBlock(arrays, {"camera_frames": int(arrays["camera/valid"].sum())}, notes if elsewhere else [])
+
+
+def _ends_elsewhere(context: BlockContext, t: int) -> bool:
+    """Whether there is a next keyframe, and true flow does not lead there."""
+    following = t + 1 < len(context.scene.keyframes)
+    return following and context.truth is not None and not leads_to_next(context.truth, context.scene, t)
 
 
 @dataclass(frozen=True)

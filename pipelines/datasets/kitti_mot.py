@@ -166,6 +166,10 @@ class KittiMotLog:
             partial(self._labelled, scene) if labelled else None,
         )
 
+    def truth_options(self, cue: str) -> dict[str, object]:
+        """See Log."""
+        return {"keyframe_every": self.keyframe_every} if cue == "camera" and self.keyframe_every > 1 else {}
+
     def _labelled(self, scene: str) -> dict[int, list[LabelledBox]]:
         return labelled_boxes(self.tracks(scene) or [], {int(f.token): f for f in self.scene(scene).frames})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.datasets.records import LabelledBox
-from pipelines.datasets.semantic_kitti_truth import KITTI_CLASSES
+from pipelines.datasets.semantic_kitti_truth import KITTI_CLASSES, next_frame
 from pipelines.datasets.truth import read_camera_truth, read_occupancy
 
 
@@ -45,6 +45,10 @@ class KittiMotTruth:
     def camera(self, token: str, channel: str) -> dict[str, np.ndarray] | None:
         """See SceneTruth."""
         return None if self.folder is None else read_camera_truth(self.folder / token / f"{channel}.npz")
+
+    def flow_target(self, token: str) -> str:
+        """See SceneTruth: synthetic logs are made with every frame a keyframe, so true flow ends in the next frame."""
+        return next_frame(token)
 
     def boxes(self, token: str) -> Sequence[LabelledBox] | None:
         """See SceneTruth; labelled is what the left camera sees.

@@ -84,6 +84,10 @@ class Log(Protocol):
     `classes` are the movable classes of masks; `occupancy_classes` those of the truth (free is the index after the
     last, 255 unknown), whose voxels are `occupancy_grid` in the ego frame at LiDAR time. `notes` collects
     one line per kind of thing that is missing or was skipped, for the user.
+
+    One member may be left out: `truth_options(cue)`, a mapping of the reader's options that change truth `occupancy`,
+    `camera` or `boxes` beside scenes, grid and classes. Only options that are not at their default: units made under
+    others then count as stale.
     """
 
     dataset: str
@@ -120,9 +124,10 @@ class SceneTruth(Protocol):
 
     `token` is a keyframe's token. Raw resolution means the raw image's pixel grid.
 
-    Two members may be left out. `boxes(token)` gives the keyframe's labelled objects, or None where nobody labelled it.
-    `cues` names what this scene has some of, among `occupancy`, `camera` and `boxes`, so that the rest takes no place
-    in the store; without it that is the first two.
+    Three members may be left out. `boxes(token)` gives the keyframe's labelled objects, or None where nobody labelled
+    it. `cues` names what this scene has some of, among `occupancy`, `camera` and `boxes`, so that the rest takes no
+    place in the store; without it that is the first two. `flow_target(token)` is the token of the frame in which a
+    keyframe's `flow_next` ends, where that may be another than the next keyframe: such flow is then left out.
     """
 
     def occupancy(self, token: str) -> tuple[np.ndarray, np.ndarray | None] | None:

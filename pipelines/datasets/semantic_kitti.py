@@ -142,6 +142,12 @@ class SemanticKittiLog:
             return None
         return SemanticKittiTruth(voxels, exact, self.occupancy_grid.shape, self.unlabelled == "free")
 
+    def truth_options(self, cue: str) -> dict[str, object]:
+        """See Log."""
+        if cue == "occupancy" and self.unlabelled != "occupied":
+            return {"unlabelled": self.unlabelled}
+        return {"keyframe_every": self.keyframe_every} if cue == "camera" and self.keyframe_every > 1 else {}
+
     def _numbers(self, folder: Path, name: str, count: int) -> list[int]:
         """Frame numbers that have both a pose and an image."""
         numbers = image_numbers(folder / CHANNEL)

@@ -119,6 +119,10 @@ class SemanticKittiTruth:
         """See SceneTruth."""
         return read_camera_truth(self.exact / token / f"{channel}.npz")
 
+    def flow_target(self, token: str) -> str:
+        """See SceneTruth: synthetic logs are made with every frame a keyframe, so true flow ends in the next frame."""
+        return next_frame(token)
+
     def _bits(self, token: str, suffix: str) -> np.ndarray | None:
         """bool (X, Y, Z) of a file of packed bits, first voxel in the highest bit, z running fastest."""
         path = self.voxels / f"{token}.{suffix}"
@@ -137,6 +141,11 @@ class SemanticKittiTruth:
         if flow.shape != (*self.shape, 2):
             raise DataError(f"{path}: expected 'flow' of shape {(*self.shape, 2)}, found {flow.shape}; write it again")
         return flow.astype(np.float32, copy=False)
+
+
+def next_frame(token: str) -> str:
+    """The token of the frame after this one, in either layout of KITTI."""
+    return f"{int(token) + 1:06d}"
 
 
 def _wrong_size(path: Path, size: int, expected: int, what: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.datasets.files import read_npz
-from pipelines.datasets.records import DataError
+from pipelines.datasets.records import DataError, Scene, SceneTruth
 
 OCCUPANCY_CLASSES = (
     "car",
@@ -72,6 +72,15 @@ def read_camera_truth(path: Path) -> dict[str, np.ndarray] | None:
     if len(set(sizes.values())) > 1:
         raise DataError(f"{path}: arrays of different image sizes {sizes}; write this truth again")
     return found
+
+
+def leads_to_next(truth: SceneTruth, scene: Scene, t: int) -> bool:
+    """Whether true flow at keyframe `t` ends in the next keyframe: with `keyframe_every` it may end in a sweep."""
+    target = getattr(truth, "flow_target", None)
+    if target is None:
+        return True
+    frames = scene.keyframes
+    return t + 1 < len(frames) and frames[t + 1].token == target(frames[t].token)
 
 
 def read_occupancy(

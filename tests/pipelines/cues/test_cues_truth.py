@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.cues.flow_field import unpack_flow
-from pipelines.cues.truth import CameraTruth, OccupancyTruth
+from pipelines.cues.truth import CameraTruth, OccupancyTruth, camera_truth
 
 
 def test_camera_truth_lands_on_the_grids_of_the_cues(flat_world) -> None:
@@ -29,6 +29,34 @@ def test_a_missing_image_or_absent_truth_is_marked_invalid(flat_world) -> None:
     assert np.isnan(missing.arrays["camera/depth"][0]).all()
     absent = CameraTruth().extract(flat_world(keyframes=2, sweeps=0).context(truth=None))
     assert absent.arrays["camera/valid"].tolist() == [[0], [0]]
+
+
+def test_true_flow_into_a_sweep_is_left_out(flat_world) -> None:
+    """As where every frame of a log counts as a keyframe in its truth, and every second one is one here."""
+    world = flat_world(keyframes=3, sweeps=1, board_depth=6.0, board_step=-0.35)
+    truth = world.context().truth
+
+    @dataclass
+    class Ends:
+        step: int
+
+        def camera(self, token: str, channel: str) -> dict[str, np.ndarray] | None:
+            return truth.camera(token, channel)
+
+        def flow_target(self, token: str) -> str:
+            return f"frame{int(token.removeprefix('frame')) + self.step}"
+
+    right = CameraTruth().extract(world.context(truth=Ends(2)))
+    whole = CameraTruth().extract(world.context())
+    assert right.notes == whole.notes == []
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(right.arrays[name], array)
+    wrong = CameraTruth().extract(world.context(truth=Ends(1)))
+    assert wrong.notes == ["no true flow at 2 camera-frames: the log's does not end in the next keyframe"]
+    assert np.isnan(unpack_flow(wrong.arrays["camera/flow_next"][:, 0])).all()
+    for name in ("camera/depth", "camera/instance", "camera/moving", "camera/valid"):
+        np.testing.assert_array_equal(wrong.arrays[name], whole.arrays[name])
+    assert set(camera_truth(world.context(truth=Ends(1)), 0, world.channel)) == {"depth", "instance", "moving"}
 
 
 @dataclass
