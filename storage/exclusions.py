@@ -1,7 +1,8 @@
 """Keyframes that are not to be used: a file of marks that outlive a rebuild of the cues they were made on.
 
-A mark names a keyframe by scene and token and keeps the fingerprints of the cues that were looked at. It holds as long
-as those are the same; after a rebuild with other inputs, settings or weights it says nothing any more, and is reported.
+A mark names a keyframe by scene and token and keeps the fingerprints of the cues that were looked at, those that were
+not there among them. It holds as long as those are the same; after a rebuild with other inputs, settings or weights,
+and once a cue that was missing has come, it says nothing any more, and is reported.
 """
 
 import json
@@ -19,6 +20,10 @@ SCHEMA = "occflow.exclusions"
 SCHEMA_VERSION = 1
 TABLE = "init"
 """Key of the scene table's digest among fingerprints."""
+ABSENT = ""
+"""Fingerprint of a cue that is not committed: its coming is a change."""
+PRESENCE = "check:coverage"
+"""Author of marks on keyframes that lack cues; alone or before other checks, `check:coverage,frozen`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Excluded:
 
 
 def fingerprints(scene: SceneReader, t: int, cues: Iterable[str] | None = None) -> dict[str, str]:
-    """Fingerprints of a keyframe's committed cues (default all), and the digest of its scene's table."""
+    """Fingerprints of a keyframe's cues (default all), `ABSENT` of those that are not committed, and the digest of its
+    scene's table."""
     found: dict[str, str] = {}
     wanted = set(CUES) if cues is None else set(cues)
     for cue in CUES:
@@ -54,6 +60,8 @@ def fingerprints(scene: SceneReader, t: int, cues: Iterable[str] | None = None) 
                 found[cue] = record.fingerprint
             if cues is None or TABLE in wanted:
                 found[TABLE] = record.init
+        elif cue in wanted:
+            found[cue] = ABSENT
     return found
 
 
@@ -145,13 +153,22 @@ def excluded_frames(reader: StoreReader, frames: Iterable[ExcludedFrame]) -> Exc
         if t is None:
             stale.append(f"{frame.scene}:{frame.t}: the scene has no such keyframe any more")
             continue
+        if _untold(frame):
+            stale.append(f"{frame.scene}:{t}: does not say which cues were missing: have it checked again")
+            continue
         now = fingerprints(scene, t, frame.fingerprints)
         changed = sorted(cue for cue, mark in frame.fingerprints.items() if now.get(cue) != mark)
         if changed:
-            stale.append(f"{frame.scene}:{t}: made anew since it was marked: {', '.join(changed)}")
+            stale.append(f"{frame.scene}:{t}: made or made anew since it was marked: {', '.join(changed)}")
         else:
             held.add((frame.scene, t))
     return Excluded(frozenset(held), tuple(stale))
+
+
+def _untold(frame: ExcludedFrame) -> bool:
+    """Whether a mark on a keyframe that lacks cues keeps no word of some: marks of earlier versions named the scene's
+    table alone, and held although all that was missing had come."""
+    return f"{frame.by},".startswith(f"{PRESENCE},") and not frame.fingerprints.keys() >= CUES.keys()
 
 
 def _place(scene: SceneReader, frame: ExcludedFrame) -> int | None:

@@ -1,6 +1,7 @@
 """The checks by name: what each measures, of what, which way is bad, and what a failure usually means."""
 
 from eval.inspection.check import Check, Values, above, below
+from storage.schema import CUES
 
 CHECKS: tuple[Check, ...] = (
     Check(
@@ -8,7 +9,7 @@ CHECKS: tuple[Check, ...] = (
         "Cues present",
         Values("frame", "share", (0.0, 1.0)),
         below(0.999, share=0.0),
-        cues=("init",),
+        cues=("init", *CUES),
         measures="Share of the store's cues, of camera images and of the LiDAR sweep that this keyframe has.",
         meaning="Extraction is not finished or failed for some units: see `occflow status`.",
     ),

@@ -50,7 +50,7 @@ class Check:
         name: key in results and settings.
         title: for people.
         values, bad: what it yields, and what of that is bad.
-        cues: what it reads; an exclusion made by it holds as long as these stay the same.
+        cues: what it reads; an exclusion made by it holds as long as these stay the same, missing ones missing.
         measures: what the value is.
         meaning: what a failure usually means.
     """

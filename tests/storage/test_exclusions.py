@@ -75,6 +75,35 @@ def test_only_the_cues_of_a_mark_count(full_store: CueStore) -> None:
     assert excluded_frames(StoreReader(full_store.path), [mark]).frames == {("a", 1)}
 
 
+def test_a_cue_that_comes_ends_a_mark_made_without_it(full_store: CueStore) -> None:
+    unit = UnitId("lidar", "a", 0)
+    arrays = full_store.read_block(unit)
+    full_store.discard(unit)
+    reader = StoreReader(full_store.path)
+    marks = [marks_of(reader), ExcludedFrame("a", 1, fingerprints=fingerprints(reader.scene("a"), 1, ["lidar"]))]
+    assert marks[1].fingerprints == {"lidar": ""}
+    assert excluded_frames(reader, marks[:1]).frames == {("a", 1)}
+    assert excluded_frames(reader, marks[1:]).frames == {("a", 1)}
+    full_store.commit_block(unit, arrays, Provenance("f"))
+    found = excluded_frames(StoreReader(full_store.path), marks)
+    assert found.frames == frozenset()
+    assert found.stale == ("a:1: made or made anew since it was marked: lidar",) * 2
+
+
+def test_marks_of_earlier_versions(full_store: CueStore) -> None:
+    # They had no word of cues that were missing: a reviewer's mark holds all the same, that of the check of what is
+    # missing says nothing.
+    reader = StoreReader(full_store.path)
+    table = fingerprints(reader.scene("a"), 1, ["init"])
+    assert set(table) == {"init"}
+    for by in ("reviewer", "check:pose_jump", "check:coverage_of_another_kind"):
+        assert excluded_frames(reader, [ExcludedFrame("a", 1, by=by, fingerprints=table)]).frames == {("a", 1)}
+    for by, known in (("check:coverage", table), ("check:coverage,frozen", table), ("check:coverage", {})):
+        found = excluded_frames(reader, [ExcludedFrame("a", 1, by=by, fingerprints=known)])
+        assert (found.frames, len(found.stale)) == (frozenset(), 1)
+        assert "which cues were missing" in found.stale[0]
+
+
 def test_tokens_find_the_keyframe_and_unknown_ones_are_told(full_store: CueStore) -> None:
     reader = StoreReader(full_store.path)
     tokens = reader.scene("a").table.tokens

@@ -25,9 +25,11 @@ from eval.inspection.settings import InspectionSettings, Threshold, load_setting
 from eval.inspection.tally import KEPT_WORST, Spread, Tally
 from eval.inspection.verdict import CHANCE, LEAST_OF_CAMERA, check_result, state_of, too_many
 from eval.rules import EvaluationError
-from storage.exclusions import ExcludedFrame, excluded_by, read_exclusions, write_exclusions
+from storage.exclusions import ExcludedFrame, excluded_by, excluded_frames, read_exclusions, write_exclusions
+from storage.layout import UnitId
 from storage.reader import StoreReader
 from storage.schema import SceneTable
+from storage.store import CueStore, Provenance
 from tests.eval.inspection.corruptions import Arrays, no_flow
 
 ONE = ("street-0",)
@@ -174,6 +176,21 @@ def test_automatic_exclusions(clean_store: Path, corrupt: Corrupt, tmp_path: Pat
     assert [(m.scene, m.t, m.by) for m in marks] == [("street-0", 2, "check:flow_valid")]
     assert set(marks[0].fingerprints) == {"flow_next"}
     assert automatic(inspect_store(path, InspectionSettings(scenes=ONE, every=True))) == []
+
+
+def test_a_keyframe_that_lacked_a_cue_is_used_once_it_has_it(
+    clean_store: Path, corrupt: Corrupt, tmp_path: Path
+) -> None:
+    path = corrupt(clean_store, tmp_path / "store.zarr", lambda table, arrays: table)
+    store, sweeps = CueStore.open(path), UnitId("lidar", "street-0")
+    arrays = store.read_block(sweeps)
+    store.discard(sweeps)
+    marks = automatic(inspect_store(path, InspectionSettings(every=True, checks={"coverage": Threshold(exclude=True)})))
+    assert [(mark.scene, mark.t) for mark in marks] == [("street-0", t) for t in range(6)]
+    assert excluded_frames(StoreReader(path), marks).frames == {("street-0", t) for t in range(6)}
+    store.commit_block(sweeps, arrays, Provenance("f"))
+    found = excluded_frames(StoreReader(path), marks)
+    assert (found.frames, len(found.stale)) == (frozenset(), 6)
 
 
 def test_cards_are_worst_first_and_reopen(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
