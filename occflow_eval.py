@@ -63,7 +63,7 @@ def evaluate(
         given |= {"protocol": protocol, "keyframes": keyframes, "exclude": exclude or ()}
         show_evaluation(score_shown(checkpoint, store, names(scenes), out_dir, export, out, pictures, **given), out)
         return
-    files = {"--truth": truth, "--layout": layout, "--export": export}
+    files: dict[str, Any] = {"--truth": truth, "--layout": layout, "--export": export}
     files |= {"--float16": half or None, "--skip-missing": skip_missing or None}
     refuse(files, f"{checkpoint} is a checkpoint, and this is for predictions in files (occflow predict writes some)")
     folder = out_dir or checkpoint / "eval"
@@ -83,7 +83,8 @@ def evaluate(
 
         other = evaluate_checkpoint(against, store, names(scenes), folder / "against", out, 0, sweep, **options)
         results = {checkpoint: found, against: other}
-        say(str(compare_checkpoints(results, store, names(scenes), folder, pictures)))
+        same: dict[str, Any] = {key: options[key] for key in ("keyframes", "exclude")}
+        say(str(compare_checkpoints(results, store, names(scenes), folder, pictures, **same)))
     say(f"{folder / 'results.json'}, {folder / 'report.html'}")
     say(f"next: open {folder / 'report.html'}, or occflow predict {checkpoint} {store}")
 
@@ -174,17 +175,22 @@ def evaluate_checkpoint(
 
     folder.mkdir(parents=True, exist_ok=True)
     model, thresholds = load_model(checkpoint), SWEEP if sweep else ()
+    same: dict[str, Any] = {key: options[key] for key in ("keyframes", "exclude") if key in options}
     if choose_on:
-        options["threshold"] = choose_threshold(model, store, choose_on, SWEEP, keyframes=CHOOSING_KEYFRAMES)
+        marks = options.get("exclude", ())
+        few: dict[str, Any] = {"keyframes": CHOOSING_KEYFRAMES, "exclude": marks}
+        options["threshold"] = choose_threshold(model, store, choose_on, SWEEP, **few)
     results = evaluate(model, store, scenes, checkpoint=checkpoint, sweep=thresholds, console=console, **options)
     if choose_on:
         results["notes"].append(
             f"threshold: sdf <= {options['threshold']:g} m was the best of {len(SWEEP)} by the truth of "
             f"{CHOOSING_KEYFRAMES} keyframes of {', '.join(choose_on)}"
         )
-    drawn = draw_examples(model, store, scenes, pictures, threshold=results["threshold_m"]) if pictures else []
-    write_report(results, folder / "report.html", drawn)
+    # The figures first: what took hours must not be lost to a picture.
     (folder / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
+    threshold = results["threshold_m"]
+    drawn = draw_examples(model, store, scenes, pictures, threshold=threshold, **same) if pictures else []
+    write_report(results, folder / "report.html", drawn)
     figures = ", ".join(f"{METRICS[key]} {value:.3f}" for key, value in chief_figures(results).items())
     say(f"{checkpoint}: {figures} -> {folder}", console)
     return results

@@ -6,10 +6,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from eval.frames import TruthSource, chosen_keyframes
+from eval.frames import TruthSource, evaluated_keyframes
 from eval.page import PAGE, Row, section, table
 from eval.picture_page import picture_sections
-from eval.pictures import draw_keyframe, picture_sources, spread
+from eval.pictures import draw_keyframe, picture_sources, spread, with_images
 from eval.predict import Predictor
 from eval.report import verdicts
 from eval.rules import EvaluationError
@@ -27,18 +27,20 @@ def compare(
     folder: Path,
     count: int = 3,
     workers: int = 2,
+    **evaluated: Any,
 ) -> Path:
     """Write `comparison.html` and a PNG sheet per keyframe into `folder`; returns the page.
 
     Args:
         models, results: by the same names; results are those of `eval.evaluate.evaluate` on the same keyframes.
         count: keyframes that are drawn, evenly spread over the scenes.
+        evaluated: the `keyframes` and `exclude` with which they were measured.
 
     Raises:
         EvaluationError: as `draw_sides`, or results of different keyframes.
     """
     thresholds = {name: result["threshold_m"] for name, result in results.items()}
-    keyframes = draw_sides(models, store, scenes, count, thresholds, workers)
+    keyframes = draw_sides(models, store, scenes, count, thresholds, workers, **evaluated)
     for sides in keyframes:
         first = next(iter(sides.values()))
         save_sheet(sides, folder / "sheets" / f"{first.scene}_{first.t:04d}.png")
@@ -51,12 +53,13 @@ def compare_checkpoints(
     scenes: Sequence[str] | None,
     folder: Path,
     count: int = 3,
+    **evaluated: Any,
 ) -> Path:
     """As `compare`, of checkpoint folders with their results; they are shown under what their paths differ in."""
     names = dict(zip(results, telling_names(list(results)), strict=True))
     models = {name: load_model(path) for path, name in names.items()}
     named = {names[path]: result for path, result in results.items()}
-    return compare(models, named, store, scenes, folder, count)
+    return compare(models, named, store, scenes, folder, count, **evaluated)
 
 
 def draw_sides(
@@ -66,8 +69,12 @@ def draw_sides(
     count: int = 3,
     thresholds: Mapping[str, float] | None = None,
     workers: int = 2,
+    *,
+    keyframes: int | None = None,
+    exclude: Sequence[str | Path] = (),
 ) -> list[Sides]:
-    """Pictures of `count` keyframes by every network, with the truth where there is some.
+    """Pictures of `count` of the keyframes that `eval.evaluate.evaluate` measures with these options, by every network,
+    with the truth where there is some.
 
     Raises:
         EvaluationError: networks of different grids and no truth whose grid they could be put on; nothing to draw.
@@ -83,14 +90,17 @@ def draw_sides(
             "whose grid they would take, only networks of one grid can be compared"
         )
     reader = next(iter(predictors.values())).reader
-    keyframes: list[Sides] = []
-    for scene, t in spread(chosen_keyframes(reader, scenes, queue_length=1), count):
+    # Of networks with queues of several lengths: what all of them were measured on.
+    queue = min(predictor.queue_length for predictor in predictors.values())
+    frames = evaluated_keyframes(reader, scenes, queue, keyframes, exclude)
+    drawn: list[Sides] = []
+    for scene, t in spread(with_images(reader, frames), count):
         sides: dict[str, Any] = {}
         for name, predictor in predictors.items():
             like = next(iter(sides.values()), None)
             sides[name] = draw_keyframe(predictor, source, scene, t, workers, like=like)
-        keyframes.append(sides)
-    return keyframes
+        drawn.append(sides)
+    return drawn
 
 
 def write_comparison(results: Mapping[str, dict[str, Any]], path: str | Path, keyframes: Sequence[Sides]) -> Path:

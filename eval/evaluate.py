@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from eval.frames import TruthSource, chosen_keyframes, open_truth
+from eval.frames import TruthSource, chosen_keyframes, evaluated_keyframes, named_keyframes, open_truth
 from eval.predict import Predictor
 from eval.results import provenance, summary
 from eval.rules import EvaluationError, Rules, rules_for
@@ -53,7 +53,7 @@ def evaluate(
         sweep: further thresholds at which RayIoU is computed.
         keyframes: at most so many, evenly spaced; default all.
         workers: threads that cast rays.
-        exclude: files of marks (`occflow inspect`) whose keyframes are left out; the result counts them.
+        exclude: files of marks (`occflow inspect`) whose keyframes are left out; the result counts those of `scenes`.
         console: shows a progress bar.
 
     Returns:
@@ -78,16 +78,17 @@ def evaluate(
     return {
         **summary(tally, time_steps(reader, frames, PER_INTERVAL)),
         **provenance(predictor, checkpoint, truth, frames),
-        **excluded_counts(exclude, marked),
+        **excluded_counts(exclude, marked, named_keyframes(reader, scenes, predictor.queue_length)),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def excluded_counts(files: Sequence[str | Path], marked: Excluded) -> dict[str, Any]:
-    """What was left out by marks, and how many of them no longer hold; nothing where no file was given."""
+def excluded_counts(files: Sequence[str | Path], marked: Excluded, named: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """How many of the named keyframes marks left out, and how many marks of the files no longer hold, wherever they
+    are; nothing where no file was given."""
     if not files:
         return {}
-    counts = {"keyframes": len(marked.frames), "stale": len(marked.stale)}
+    counts = {"keyframes": len(marked.frames.intersection(named)), "stale": len(marked.stale)}
     return {"excluded": {"files": [str(file) for file in files], **counts}}
 
 
@@ -99,10 +100,12 @@ def choose_threshold(
     *,
     keyframes: int = 6,
     workers: int = 2,
+    exclude: Sequence[str | Path] = (),
 ) -> float:
     """The candidate (metres) with the best RayIoU on a few evenly spaced keyframes; the lower one on a tie.
 
-    Meant for training scenes: chosen on the scenes that are then evaluated it flatters the figure.
+    Meant for training scenes: chosen on the scenes that are then evaluated it flatters the figure. `exclude`: files of
+    marks, whose keyframes say nothing here either.
 
     Raises:
         EvaluationError: no candidate, or no occupancy truth to choose by.
@@ -114,7 +117,7 @@ def choose_threshold(
         raise EvaluationError(f"{store}: a threshold is chosen from candidates by occupancy truth: one is missing")
     predictor, source = Predictor(model, reader, rules.grid), TruthSource(reader, truth)
     tally = Tally(rules, reader, sorted(candidates), workers)
-    for scene, t in chosen_keyframes(reader, scenes, predictor.queue_length, keyframes):
+    for scene, t in evaluated_keyframes(reader, scenes, predictor.queue_length, keyframes, exclude):
         tally.add_sweep(predictor.predict(scene, t), source.at(scene, t))
     scores = {threshold: metric.compute().rayiou for threshold, metric in tally.sweep.items()}
     if not np.isfinite(list(scores.values())).all():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.camera_tiles import around, lidar_tiles, resized, tile_size
-from eval.frames import TruthSource, chosen_keyframes, open_truth
+from eval.frames import TruthSource, evaluated_keyframes, open_truth
 from eval.label_files import FolderTruth
 from eval.pictures import KeyframePictures, Volume, draw_errors, draw_volume, lowest, spread, truth_volume
 from eval.rules import usual_protocol
@@ -22,12 +22,15 @@ def draw_files(
     count: int = 3,
     truth: str | Path | None = None,
     workers: int = 2,
+    keyframes: int | None = None,
+    exclude: Sequence[str | Path] = (),
 ) -> list[KeyframePictures]:
-    """Pictures of `count` keyframes that have a file, evenly spread over the scenes (default all).
+    """Pictures of `count` of the scored keyframes that have a file, evenly spread over the scenes (default all).
 
     Args:
         root, layout: a folder of predictions, `openocc` or `uniocc`; a submission holds rays only and gives none.
         truth: a folder of OpenOcc's or Occ3D's ground truth; default the truth store beside the cue store.
+        keyframes, exclude: as for `eval.score.score`.
 
     Raises:
         EvaluationError: as `eval.score.score`.
@@ -37,7 +40,8 @@ def draw_files(
     reader = StoreReader(store)
     known = open_truth(reader.path) if truth is None else FolderTruth(Path(truth), reader)
     volumes = open_volumes(root, layout, reader, known)[1]
-    there = [(s, t) for s, t in chosen_keyframes(reader, scenes, None) if volumes.path(s, t).is_file()]
+    scored = evaluated_keyframes(reader, scenes, None, keyframes, exclude)
+    there = [(s, t) for s, t in scored if volumes.path(s, t).is_file()]
     source = TruthSource(reader, known)
     return [draw_file(volumes, source, scene, t, workers) for scene, t in spread(there, count)]
 

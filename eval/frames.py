@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from eval.rays import ray_origins
 from eval.rules import EvaluationError, with_free
+from storage.exclusions import excluded_by
 from storage.location import ObjectPath
 from storage.reader import SceneReader, StoreReader
 from storage.schema import StoreAttributes
@@ -51,22 +52,46 @@ def chosen_keyframes(
         CueMissing: a scene that the store does not hold.
         EvaluationError: nothing is left to evaluate.
     """
-    found = []
-    for entry in scenes or reader.scenes():
-        named = parse_span(entry)
-        scene = named.scene
-        valid = reader.scene(scene).table.camera_valid
-        span = named.keyframes(len(valid))
-        found += [(scene, t) for t in span if queue_length is None or valid[max(0, t - queue_length + 1) : t + 1].any()]
-    found = [frame for frame in found if frame not in excluded]
+    named = named_keyframes(reader, scenes, queue_length)
+    found = [frame for frame in named if frame not in excluded]
     if not found:
-        raise EvaluationError(
-            f"{reader.path}: no keyframe with an image in scenes {list(scenes or reader.scenes())}; "
-            "extract the cue 'images', or name other scenes"
-        )
+        where = f"{reader.path}: no keyframe with an image in scenes {list(scenes or reader.scenes())}"
+        if named:
+            where += f" but the {len(named)} that are marked"
+        raise EvaluationError(f"{where}; extract the cue 'images', or name other scenes")
     if limit is not None and len(found) > limit:
         found = [found[i] for i in np.round(np.linspace(0, len(found) - 1, limit)).astype(np.int64)]
     return found
+
+
+def named_keyframes(
+    reader: StoreReader, scenes: Sequence[str] | None, queue_length: int | None
+) -> list[tuple[str, int]]:
+    """As `chosen_keyframes`, before any is left out: in the order in which they are named, each once."""
+    found: dict[tuple[str, int], None] = {}
+    for entry in scenes or reader.scenes():
+        named = parse_span(entry)
+        valid = reader.scene(named.scene).table.camera_valid
+        for t in named.keyframes(len(valid)):
+            if queue_length is None or valid[max(0, t - queue_length + 1) : t + 1].any():
+                found[named.scene, t] = None
+    return list(found)
+
+
+def evaluated_keyframes(
+    reader: StoreReader,
+    scenes: Sequence[str] | None,
+    queue_length: int | None,
+    limit: int | None = None,
+    exclude: Sequence[str | Path] = (),
+) -> list[tuple[str, int]]:
+    """The keyframes that `eval.evaluate.evaluate` measures with these options: what it draws is among them.
+
+    Raises:
+        CueMissing, EvaluationError: as `chosen_keyframes`.
+        StoreError: a file of marks that cannot be read.
+    """
+    return chosen_keyframes(reader, scenes, queue_length, limit, excluded_by(reader, exclude).frames)
 
 
 def lidar_centres(scene: SceneReader) -> Float[np.ndarray, "frames 3"]:

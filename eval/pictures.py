@@ -23,7 +23,7 @@ from eval.camera_tiles import (
     tile_size,
 )
 from eval.colours import depth_colours, flow_colours, height_colours, verdict_colours
-from eval.frames import TruthSource, chosen_keyframes, open_truth
+from eval.frames import TruthSource, evaluated_keyframes, open_truth
 from eval.novel import MOVES, cast_depth, moved_view, rendered_depth
 from eval.predict import UNKNOWN, Prediction, Predictor, evaluation_grid
 from eval.protocols import occupied_in
@@ -117,12 +117,22 @@ def draw_examples(
     count: int = 3,
     *,
     threshold: float | None = None,
+    keyframes: int | None = None,
+    exclude: Sequence[str | Path] = (),
     workers: int = 2,
 ) -> list[KeyframePictures]:
-    """Pictures of `count` keyframes with images, evenly spread over the scenes (default all), with truth if any."""
+    """Pictures of `count` of the keyframes that `eval.evaluate.evaluate` measures with these options, evenly spread
+    over the scenes (default all), with truth if any."""
     predictor, source = picture_sources(model, store, threshold)
-    chosen = spread(chosen_keyframes(predictor.reader, scenes, queue_length=1), count)
+    frames = evaluated_keyframes(predictor.reader, scenes, predictor.queue_length, keyframes, exclude)
+    chosen = spread(with_images(predictor.reader, frames), count)
     return [draw_keyframe(predictor, source, scene, t, workers) for scene, t in chosen]
+
+
+def with_images(reader: StoreReader, frames: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
+    """The keyframes with an image of their own; where none has one, all: their volumes can be drawn."""
+    found = [(scene, t) for scene, t in frames if reader.scene(scene).table.camera_valid[t].any()]
+    return found or frames
 
 
 def picture_sources(

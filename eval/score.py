@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from eval.evaluate import excluded_counts, progress
-from eval.frames import OccupancyTruth, TruthSource, chosen_keyframes, open_truth
+from eval.frames import OccupancyTruth, TruthSource, chosen_keyframes, named_keyframes, open_truth
 from eval.label_files import FolderTruth, LabelFolder
 from eval.plain import plain
 from eval.predict import evaluation_grid
@@ -103,7 +103,7 @@ def score(
     return {
         **results,
         **_provenance(root, found, reader, truth or getattr(known, "path", None), frames, grid),
-        **excluded_counts(exclude, marked),
+        **excluded_counts(exclude, marked, named_keyframes(reader, scenes, None)),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -162,8 +162,8 @@ def score_shown(
     folder = folder or predictions.parent / f"{predictions.stem}_eval"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
-    truth = options.get("truth")
-    drawn = draw_files(predictions, results["layout"], store, scenes, pictures, truth) if pictures else []
+    same: dict[str, Any] = {key: options[key] for key in ("truth", "keyframes", "exclude") if key in options}
+    drawn = draw_files(predictions, results["layout"], store, scenes, pictures, **same) if pictures else []
     write_report(results, folder / "report.html", drawn)
     console.print(f"{folder / 'results.json'}, {folder / 'report.html'}", markup=False, soft_wrap=True)
     return results
