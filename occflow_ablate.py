@@ -66,6 +66,7 @@ def run(
         MatrixError: `folder` holds runs of other settings, or a row that there is not.
         ConfigError: a base or override that cannot be used.
     """
+    from eval.ablation import finished_runs
     from train.ablations import distinct, rows
     from train.interrupt import stop_on_sigterm
 
@@ -74,9 +75,12 @@ def run(
     if unknown:
         raise MatrixError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(rows())}")
     folder.mkdir(parents=True, exist_ok=True)
+    given = material
     with _locked(folder / ".lock", wait=True):
         material = material or make_material(folder, size, console)
         digests = _agree(folder, plan, material)
+    for name, reason in finished_runs(folder, digests, material.held_out)[1].items():
+        say_in(console, f"{name}: {reason}; not counted. Take the folder away, and the run is made here")
     trained = distinct(digests)
     wanted = list(dict.fromkeys(trained[row] for row in (plan.rows or rows())))
     with stop_on_sigterm(deadline) as stop:
@@ -88,7 +92,7 @@ def run(
                 with _locked(place / ".lock", wait=False) as mine:
                     if mine and not stop.made and not (place / "result.json").exists():
                         run_one(place, row, seed, plan, material, stop, console)
-    return summarise(folder, trained, plan, material, console)
+    return summarise(folder, digests, material, command_of(folder, plan, given), console)
 
 
 def make_material(folder: Path, size: Size, console: Console) -> Material:
@@ -128,7 +132,8 @@ def run_one(
     shared = share_first_stage(config)
     say_in(console, f"{row}, seed {seed}: training" + (f", from the first stage of {shared}" if shared else ""))
     started = time.monotonic()
-    result: dict[str, Any] = {"row": row, "seed": seed, "digest": digest(config), "status": "done", "reason": None}
+    result: dict[str, Any] = {"row": row, "seed": seed, "digest": digest(config), "held_out": list(material.held_out)}
+    result |= {"status": "done", "reason": None}
     try:
         trained = train(config, resume=True, stop=stop)
     except TrainingDiverged as error:
@@ -178,27 +183,40 @@ def evaluate_run(checkpoint: Path, accelerator: str, material: Material) -> dict
 
 
 def summarise(
-    folder: Path, trained: dict[str, str], plan: Plan, material: Material, console: Console
+    folder: Path, digests: dict[str, str], material: Material, command: str, console: Console
 ) -> dict[str, Any]:
-    """Tables of everything that is finished: on the console, as summary.json and as summary.md."""
-    from eval.ablation import compare, console_tables, markdown
+    """Tables of everything that is finished: on the console, as summary.json and as summary.md with the `command`."""
+    from eval.ablation import compare, console_tables, finished_runs, markdown
+    from train.ablations import distinct
 
-    results: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted((folder / "runs").glob("*/result.json")):
-        result = json.loads(path.read_text())
-        results.setdefault(result["row"], {})[result["seed"]] = result
+    results, refused = finished_runs(folder, digests, material.held_out)
+    trained = distinct(digests)
     by_row = {row: results.get(source, {}) for row, source in trained.items()}
     summary = compare(by_row, {row: source for row, source in trained.items() if row != source})
+    summary["refused"] = refused
     _write(folder / "summary.json", summary)
-    given = "".join(f" --set {shlex.quote(override)}" for override in plan.overrides)
-    command = f"python occflow_ablate.py --base {plan.base} --seeds {plan.seeds}{given}"
-    command += f" --first-seed {plan.first_seed}" if plan.first_seed else ""
     setting = f"Trained on {', '.join(material.training)}; held out: {', '.join(material.held_out)}."
     (folder / "summary.md").write_text(markdown(summary, command, setting))
     for table in console_tables(summary):
         console.print(table)
     say_in(console, f"{summary['runs']} runs finished -> {folder / 'summary.md'}, {folder / 'summary.json'}")
+    if refused:
+        say_in(console, f"not counted, made with other settings or scenes: {', '.join(refused)}")
     return summary
+
+
+def command_of(folder: Path, plan: Plan, material: Material | None) -> str:
+    """The command that was given, whole; `material`: where it names one."""
+    words = ["python", "occflow_ablate.py", "--out", str(folder), "--base", plan.base, "--seeds", str(plan.seeds)]
+    words += ["--first-seed", str(plan.first_seed)] if plan.first_seed else []
+    words += ["--rows", ",".join(plan.rows)] if plan.rows else []
+    words += ["--budget-minutes", f"{plan.budget_minutes:g}"] if plan.budget_minutes is not None else []
+    if material is not None:
+        words += ["--store", material.store]
+        words += ["--scenes", ",".join(material.training), "--held-out", ",".join(material.held_out)]
+    for override in plan.overrides:
+        words += ["--set", override]
+    return shlex.join(words)
 
 
 def _agree(folder: Path, plan: Plan, material: Material) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Results of the ablation matrix as tables: means per row, paired differences, and what they say of the paper's."""
 
+import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -10,6 +12,7 @@ from eval.beyond import BEYOND
 from eval.paired import CONFIDENCE, paired_difference
 from eval.paper import COMPARISONS, PAPER, Comparison
 from eval.results import plain
+from storage.spans import parse_span
 
 FIGURES = {
     "RayIoU": "RayIoU %",
@@ -56,6 +59,39 @@ def figures_of(evaluation: Mapping[str, Any], motion: Mapping[str, Any]) -> dict
         "Abs Rel": evaluation["abs_rel"],
         **{name: motion.get(name) for name in ("DE", "DE_FG", "EPE", "EPE_FG", "FL_10%")},
     }
+
+
+def unlike(result: Mapping[str, Any], digests: Mapping[str, str], held_out: Sequence[str]) -> str:
+    """Why a result.json does not belong to a matrix of these settings (digest by row) and held-out scenes; "" where it
+    does, wherever it was made."""
+    row, seed = result.get("row"), result.get("seed")
+    if not isinstance(row, str) or row not in digests or not isinstance(seed, int):
+        return f"row {row!r}, seed {seed!r}, of which this matrix has none"
+    if result.get("digest") != digests[row]:
+        return f"settings {result.get('digest')!r}, and {row} has {digests[row]!r} here"
+    wanted, judged = set(held_out), result.get("held_out")
+    if judged is None:  # earlier versions kept the scenes' names alone, and of a run that diverged none
+        wanted, judged = {parse_span(entry).scene for entry in held_out}, result.get("evaluation", {}).get("scenes")
+    if judged is not None and set(judged) != wanted:
+        return f"judged by {', '.join(judged)}, and this matrix by {', '.join(held_out)}"
+    return ""
+
+
+def finished_runs(
+    folder: Path, digests: Mapping[str, str], held_out: Sequence[str]
+) -> tuple[dict[str, dict[int, dict[str, Any]]], dict[str, str]]:
+    """Results in a matrix's folder by row and seed, wherever they were made; and the folders of those that are
+    `unlike`, with the reason: in one table with the others they would compare what is not alike."""
+    results: dict[str, dict[int, dict[str, Any]]] = {}
+    refused: dict[str, str] = {}
+    for path in sorted((folder / "runs").glob("*/result.json")):
+        result = json.loads(path.read_text())
+        reason = unlike(result, digests, held_out)
+        if reason:
+            refused[path.parent.name] = reason
+        else:
+            results.setdefault(result["row"], {})[result["seed"]] = result
+    return results, refused
 
 
 def compare(results: Results, same: Mapping[str, str]) -> dict[str, Any]:
@@ -221,6 +257,7 @@ def markdown(summary: Mapping[str, Any], command: str, setting: str) -> str:
     parts += _markdown_table(_COMPARISON_HEADINGS, _comparison_cells(summary))
     parts += ["", *(f"- {line}" for line in summary["stands_for"])]
     parts += [f"- failed: {name}: {reason}" for name, reason in summary["failed"].items()]
+    parts += [f"- not counted: {name}: {reason}" for name, reason in summary.get("refused", {}).items()]
     parts += [f"- device: {', '.join(summary['devices'])}"] if summary["devices"] else []
     return "\n".join(parts) + "\n"
 

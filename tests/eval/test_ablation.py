@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.ablation import FIGURES, compare, figures_of, in_paper, markdown
+from eval.ablation import FIGURES, compare, figures_of, in_paper, markdown, unlike
 from eval.beyond import BEYOND
 from eval.paired import paired_difference
 from eval.paper import COMPARISONS, PAPER
@@ -118,3 +118,12 @@ def test_figures_keep_their_gaps() -> None:
     found = figures_of(evaluation, {"DE": 1.0})
     assert (found["RayIoU"], found["non-ground"], found["mAVE"], found["EPE"]) == (50.0, None, None, None)
     assert set(found) == set(FIGURES)
+
+
+def test_results_of_earlier_versions_go_by_the_scenes_that_were_evaluated() -> None:
+    digests, old = {"r": "d"}, {"row": "r", "seed": 0, "digest": "d"}
+    assert unlike(old, digests, ("b:0-3",)) == "", "it diverged: nothing was judged"
+    assert unlike(old | {"evaluation": {"scenes": ["b"]}}, digests, ("b:0-3",)) == ""
+    assert "judged by c" in unlike(old | {"evaluation": {"scenes": ["c"]}}, digests, ("b:0-3",))
+    assert "judged by b:0-4" in unlike(old | {"held_out": ["b:0-4"]}, digests, ("b:0-3",))
+    assert "settings None" in unlike({"row": "r", "seed": 0}, digests, ("b",))

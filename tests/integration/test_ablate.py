@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 import occflow_ablate
 import train.loop
 from eval.ablation import FIGURES
-from occflow_ablate import Material, MatrixError, Plan, make_material, run
+from occflow_ablate import Material, MatrixError, Plan, command_of, make_material, run
 from occflow_demo import Size
 from train.ablations import digest as config_digest
 from train.ablations import distinct, first_stage_digest, row_config, rows, share_first_stage
@@ -91,7 +92,8 @@ def test_seeds_come_in_turn_and_nothing_is_run_twice(drawn: list[tuple[str, int]
         assert "t5_full (= camera_lidar)" in text
         assert "as the paper" in text
     page = (tmp_path / "summary.md").read_text()
-    assert "python occflow_ablate.py --base ablation --seeds 3\n" in page
+    given = f"--out {tmp_path} --base ablation --seeds 3 --rows {','.join(wanted)}"
+    assert f"python occflow_ablate.py {given} --store s.zarr --scenes a --held-out b\n" in page
     assert "Trained on a; held out: b." in page
     assert not list(tmp_path.rglob(".*.json.*")), "no half-written file stays"
 
@@ -105,6 +107,44 @@ def test_a_second_machine_takes_the_seeds_after_the_first_ones(drawn: list[tuple
     shutil.copytree(tmp_path / "there" / "runs", tmp_path / "here" / "runs", dirs_exist_ok=True)
     assert run(tmp_path / "here", QUIET, Plan(rows=wanted, seeds=2), MATERIAL)["runs"] == 6
     assert len(drawn) == 6, "what was copied is not run again"
+
+
+def test_results_of_other_settings_or_scenes_are_not_counted_but_named(
+    drawn: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    here, wanted = tmp_path / "here", ("camera_only", "camera_lidar")
+    others = {
+        1: (Plan(rows=wanted, seeds=1, first_seed=1, overrides=("stage1.max_steps=7",)), MATERIAL),
+        2: (Plan(rows=wanted, seeds=1, first_seed=2), Material("s.zarr", ("a",), ("c",))),
+        3: (Plan(rows=wanted, seeds=1, first_seed=3), Material("elsewhere/t.zarr", ("a",), ("b",))),
+    }
+    for seed, (plan, material) in others.items():
+        run(tmp_path / str(seed), QUIET, plan, material)
+        shutil.copytree(tmp_path / str(seed) / "runs", here / "runs", dirs_exist_ok=True)
+    (here / "runs" / "alien-0").mkdir()
+    (here / "runs" / "alien-0" / "result.json").write_text(json.dumps({"row": "alien", "seed": 0}))
+    console = Console(record=True, width=250)
+    summary = run(here, console, Plan(rows=wanted, seeds=4), MATERIAL)
+    assert summary["rows"]["camera_only"]["seeds"] == [0, 3], "of the same settings and scenes, wherever it was made"
+    assert set(summary["refused"]) == {f"{row}-{seed}" for row in wanted for seed in (1, 2)} | {"alien-0"}
+    page, said = (here / "summary.md").read_text(), console.export_text()
+    for text in (page, said):
+        assert all(name in text for name in summary["refused"])
+    assert "- not counted: camera_only-2: judged by c, and this matrix by b" in page
+    assert "camera_only-1: settings '" in said
+    shutil.rmtree(here / "runs" / "camera_only-1")
+    assert run(here, QUIET, Plan(rows=wanted, seeds=4), MATERIAL)["rows"]["camera_only"]["seeds"] == [0, 1, 3]
+
+
+def test_the_whole_command_is_kept(tmp_path: Path) -> None:
+    plan = Plan("my base", ("a.b=[1, 2]",), ("camera_only", "t5_joint"), 2, 3, 1.5)
+    command = command_of(tmp_path, plan, Material("s 1.zarr", ("a", "b"), ("c",)))
+    assert shlex.split(command)[2:] == [
+        *("--out", str(tmp_path), "--base", "my base", "--seeds", "2", "--first-seed", "3"),
+        *("--rows", "camera_only,t5_joint", "--budget-minutes", "1.5"),
+        *("--store", "s 1.zarr", "--scenes", "a,b", "--held-out", "c", "--set", "a.b=[1, 2]"),
+    ]
+    assert "--store" not in command_of(tmp_path, Plan(), None), "where the command made the log it makes it again"
 
 
 def test_all_rows_by_default(drawn: list[tuple[str, int]], tmp_path: Path) -> None:
