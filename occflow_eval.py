@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from occflow_shell import CommandError, ScenesOption, names, out, say, verb
+from occflow_shell import CommandError, ScenesOption, names, out, refuse, say, verb
 
 ThresholdOption = Annotated[float | None, typer.Option(help="Occupied where sdf <= this many metres.")]
 
@@ -194,13 +194,6 @@ def evaluate_checkpoint(
     figures = ", ".join(f"{METRICS[key]} {value:.3f}" for key, value in chief_figures(results).items())
     say(f"{checkpoint}: {figures} -> {folder}", console)
     return results
-
-
-def refuse(options: dict[str, Any], why: str) -> None:
-    """Say that options were given (are not None) which mean nothing here, instead of passing over them."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise CommandError(f"{', '.join(given)}: {why}; leave it out")
 
 
 def show_evaluation(results: dict[str, Any], console: Console) -> None:

@@ -10,8 +10,10 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from occflow_shell import CommandError, names, out, say, verb
+from occflow_shell import CommandError, names, out, refuse, say, verb
 
+HOST, PORT = "127.0.0.1", 8765
+"""Where a page is served unless told otherwise."""
 _COLOURS = {"fail": "red", "warn": "yellow", "pass": "green", "none": "dim"}
 
 
@@ -35,8 +37,8 @@ def inspect(
     frame: Annotated[int | None, typer.Option(min=0, help="Keyframe of --scene.")] = None,
     camera: Annotated[str | None, typer.Option(help="Camera of --scene and --frame; default all.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Offer the page and the whole store on this machine.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve.")] = 8765,
-    host: Annotated[str, typer.Option(help="Of --serve; any but 127.0.0.1 lets others in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help=f"Of --serve; default {PORT}.")] = None,
+    host: Annotated[str | None, typer.Option(help=f"Of --serve; any but {HOST}, the default, lets others in.")] = None,
 ) -> None:
     """Whether a store's labels can be trained on: checks, a page that shows where they fail, marks that exclude."""
     from eval.inspection.report import beside, make_report
@@ -45,7 +47,14 @@ def inspect(
 
     given: dict[str, Any] = {"sample": sample, "every": every or None, "seed": seed, "scenes": names(scenes)}
     settings, folder = load_settings(config, **given), out_dir or beside(store)
-    if scene is not None or frame is not None:
+    sheet = scene is not None or frame is not None
+    if not sheet:
+        refuse({"--camera": camera}, "this says what to draw of --scene and --frame, which are not given")
+    if not serve:
+        refuse({"--port": port, "--host": host}, "this is for --serve, which is not given")
+    if sheet:
+        whole = {"--against": against, "--rrd": rrd, "--exclude": exclude, "--serve": serve or None}
+        refuse(whole | {"--sample": sample, "--all": every or None}, "--scene and --frame draw one image and no more")
         _sheets(store, settings, folder, scene, frame, camera)
         return
     if rrd is not None:
@@ -61,7 +70,7 @@ def inspect(
         _exclude(made.inspection, exclude)
     say(f"{made.page}, {made.twin}")
     if serve:
-        _serve(made, folder, host, port)
+        _serve(made, folder, host or HOST, PORT if port is None else port)
         return
     say(f"next: open {made.page}, or occflow inspect {store} --serve")
 
@@ -90,6 +99,13 @@ def _show(result: dict[str, Any]) -> None:
     out.print(table)
     for line in result["unreadable"]:
         say(f"could not be read: {line}")
+    more = result["unreadable_count"] - len(result["unreadable"])
+    if more:
+        say(f"{more} more keyframes could not be read")
+    for side, cameras in result.get("against", {}).get("cameras_not_compared", {}).items():
+        if cameras:
+            only = "this store" if side == "own" else "the other"
+            say(f"not compared: {', '.join(cameras)}, which only {only} has")
     for check in result["checks"]:
         if check["state"] == "fail":
             say(f"{check['title']}: {check['meaning']}")

@@ -83,6 +83,13 @@ def say(line: str, console: Console = out) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
+def refuse(options: dict[str, Any], why: str) -> None:
+    """Say that options were given (are not None) which mean nothing here, instead of passing over them."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise CommandError(f"{', '.join(given)}: {why}; leave it out")
+
+
 def preset_list(package: str) -> str:
     """Names of the presets that ship with a package, for a help text, which must be quick: no module is loaded."""
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), package, "configs")

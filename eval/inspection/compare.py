@@ -1,6 +1,6 @@
 """Two stores, or two cue models, on the same keyframes: drift per check, paired differences, what got worse."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from storage.errors import StoreError
 class Comparison:
     """What changed: `result` is what the JSON twin says; the other store's inspector can draw its side.
 
+    their_camera: index in the other store of each camera, by its index here, that both have.
     drifts: of the checks that both stores have values of, those that got worse first.
     """
 
     theirs: Inspector
+    their_camera: dict[int, int]
     drifts: list[Drift]
     result: dict[str, Any]
 
@@ -32,7 +34,8 @@ class Comparison:
 def compare(inspection: Inspection, other: str | Path) -> Comparison:
     """What changed from another store to the inspected one, on the sample's keyframes that both have.
 
-    Keyframes are the same by scene and token. Values that belong to a scene are pooled over those keyframes; what is
+    Keyframes are the same by scene and token, cameras by name; what only one of the stores has is not compared, and the
+    result names it. Values that belong to a scene are pooled over those keyframes; what is
     judged against the usual is judged against what is usual in the inspected store.
 
     Raises:
@@ -41,8 +44,12 @@ def compare(inspection: Inspection, other: str | Path) -> Comparison:
     """
     own = inspection.inspector
     theirs = Inspector.open(other, own.settings.model_copy(update={"scenes": ()}))
+    cameras, other_cameras = (one.reader.attributes.cameras for one in (own, theirs))
+    their_camera = {c: other_cameras.index(name) for c, name in enumerate(cameras) if name in other_cameras}
     # One yardstick for both: what is usual differs with the scenes that were drawn for it.
-    theirs.usual, theirs.usual_offset_ms = own.usual, own.usual_offset_ms
+    theirs.usual = own.usual
+    theirs.usual_offset_ms[list(their_camera.values())] = own.usual_offset_ms[list(their_camera)]
+    numbered = {c: c for c in their_camera}, {there: here for here, there in their_camera.items()}
     drifts = {check.name: Drift(check, own.settings) for check in CHECKS}
     tallies = Tally(own.settings), Tally(own.settings)
     keyframes = unreadable = 0
@@ -52,7 +59,10 @@ def compare(inspection: Inspection, other: str | Path) -> Comparison:
         if there is None:
             continue
         try:
-            sides = [_values(inspector, scene, at) for inspector, at in ((own, t), (theirs, there))]
+            sides = [
+                _values(inspector, scene, at, kept)
+                for inspector, at, kept in zip((own, theirs), (t, there), numbered, strict=True)
+            ]
         except StoreError:
             unreadable += 1
             continue
@@ -67,7 +77,12 @@ def compare(inspection: Inspection, other: str | Path) -> Comparison:
     if not keyframes:
         raise EvaluationError(f"{other}: no keyframe of the sample is there too: scenes and tokens must be the same")
     _pair_scenes(drifts, *tallies)
-    return _comparison(theirs, drifts, own.reader.attributes.cameras, keyframes, unreadable)
+    comparison = _comparison(theirs, their_camera, drifts, cameras, keyframes, unreadable)
+    comparison.result["cameras_not_compared"] = {
+        "own": [name for name in cameras if name not in other_cameras],
+        "other": [name for name in other_cameras if name not in cameras],
+    }
+    return comparison
 
 
 def same_keyframe(own: Inspector, theirs: Inspector, scene: str, t: int) -> int | None:
@@ -80,11 +95,13 @@ def same_keyframe(own: Inspector, theirs: Inspector, scene: str, t: int) -> int 
     return tokens.index(token) if token in tokens else None
 
 
-def _values(inspector: Inspector, scene: str, t: int) -> list[Measured]:
+def _values(inspector: Inspector, scene: str, t: int, numbered: dict[int, int]) -> list[Measured]:
+    """What is measured of the keyframe and of the cameras in `numbered`, under the numbers that this gives them."""
     keyframe = inspector.keyframe(scene, t)
     found = inspector.all_values(keyframe)
     keyframe.close()
-    return found
+    numbered = {RIG: RIG, **numbered}
+    return [replace(one, camera=numbered[one.camera]) for one in found if one.camera in numbered]
 
 
 def _by_camera(measured: list[Measured]) -> dict[tuple[str, int], float]:
@@ -99,7 +116,12 @@ def _pair_scenes(drifts: dict[str, Drift], own: Tally, theirs: Tally) -> None:
 
 
 def _comparison(
-    theirs: Inspector, drifts: dict[str, Drift], cameras: tuple[str, ...], keyframes: int, unreadable: int
+    theirs: Inspector,
+    their_camera: dict[int, int],
+    drifts: dict[str, Drift],
+    cameras: tuple[str, ...],
+    keyframes: int,
+    unreadable: int,
 ) -> Comparison:
     found = []
     for drift in drifts.values():
@@ -109,4 +131,4 @@ def _comparison(
     found.sort(key=lambda item: (not item[1]["worse"], item[1]["better"], -item[1]["newly_bad"]["count"]))
     checks = [row for _, row in found]
     result = {"store": str(theirs.reader.path), "keyframes": keyframes, "unreadable": unreadable, "checks": checks}
-    return Comparison(theirs, [drift for drift, _ in found], plain(result))
+    return Comparison(theirs, their_camera, [drift for drift, _ in found], plain(result))

@@ -50,7 +50,8 @@ def _place(inspection: Inspection, comparison: Comparison, pair: Pair) -> Place 
         return None
     scene, t, camera = place
     there = same_keyframe(own, theirs, scene, t) if pair.other_t == RIG else pair.other_t
-    if there is None or not theirs.reader.scene(scene).table.camera_valid[there][camera]:
+    other = comparison.their_camera.get(camera)
+    if there is None or other is None or not theirs.reader.scene(scene).table.camera_valid[there][other]:
         return None
     return (scene, t), camera, there
 
@@ -74,7 +75,8 @@ def _card(
     if pictures:
         try:
             card["pictures"] = thumbnails(inspection.inspector.keyframe(scene, t).camera(c), width)
-            card["other_pictures"] = thumbnails(comparison.theirs.keyframe(scene, there).camera(c), width)
+            other = comparison.their_camera[c]
+            card["other_pictures"] = thumbnails(comparison.theirs.keyframe(scene, there).camera(other), width)
         except StoreError as error:
             card["error"] = str(error)
     return card

@@ -51,6 +51,8 @@ function head() {
   $("verdict").append(el("strong", {}, { pass: "Pass", warn: "Warnings", fail: "Fail" }[RESULT.verdict]),
     el("span", {}, words[RESULT.verdict], failing ? ` Failing: ${failing}.` : "",
       ` ${count("pass")} checks pass, ${count("warn")} warn, ${count("fail")} fail, ${count("none")} not measured.`));
+  const more = RESULT.unreadable_count - RESULT.unreadable.length;
+  if (more > 0) $("verdict").after(el("p", { class: "note" }, `${more} more keyframes could not be read.`));
   for (const line of RESULT.unreadable) $("verdict").after(el("p", { class: "note" }, `Could not be read: ${line}`));
 }
 
@@ -116,11 +118,16 @@ function against() {
     el("tbody", {}, ...found.map(row)));
   const same = other.checks.filter((c) => badge(c)[0] === "none"), changed = other.checks.filter((c) => badge(c)[0] !== "none");
   $("against").children[1].append(el("p", { class: "lead" }, `Other: ${other.store}; ${other.keyframes} common keyframes.` +
-    (other.unreadable ? ` ${other.unreadable} more could not be read.` : "")),
+    (other.unreadable ? ` ${other.unreadable} more could not be read.` : "") + oneSided(other.cameras_not_compared)),
     changed.length ? table(changed) : el("p", { class: "empty" }, "No check changed."),
     el("details", {}, el("summary", {}, `${same.length} checks did not change`), table(same)));
   if (DATA.pairs.length) $("pairs").append(el("h3", {}, "Side by side: what moved farthest to its bad side, other store left, this one right"),
     ...DATA.pairs.map(pair));
+}
+function oneSided(cameras) {
+  if (!cameras) return "";
+  const told = [[cameras.own, "this store"], [cameras.other, "the other"]].filter(([names]) => names.length);
+  return told.map(([names, store]) => ` Not compared: ${names.join(", ")}, which only ${store} has.`).join("");
 }
 function pair(one) {
   const check = BY_NAME[one.check];

@@ -158,6 +158,8 @@ def test_another_store_is_shown_side_by_side(
     row["newly_bad"] = {"count": 1, "frames": [frame]}
     result = dict(inspection.result)
     result["against"] = {"store": HOSTILE, "keyframes": 6, "unreadable": 1, "checks": [row, same]}
+    result["against"]["cameras_not_compared"] = {"own": [HOSTILE, "CAM_UP"], "other": []}
+    result["unreadable"], result["unreadable_count"] = ["a:0: damaged"], 61
     pair = {
         "check": "flow_valid",
         "layer": "flow",
@@ -177,6 +179,10 @@ def test_another_store_is_shown_side_by_side(
     assert page.run("document.querySelector('.pair img').naturalWidth") == 160
     assert page.run("document.querySelectorAll('#against table')[0].querySelectorAll('tbody tr').length") == 1
     assert page.run("document.querySelector('#against .state.fail').textContent") == "worse"
+    lead = page.run("document.querySelector('#against .lead').textContent")
+    assert lead.endswith(f"Not compared: {HOSTILE}, CAM_UP, which only this store has.")
+    notes = page.run("[...document.querySelectorAll('p.note')].map((p) => p.textContent).join('|')")
+    assert notes.startswith("Could not be read: a:0: damaged|60 more keyframes could not be read.")
     assert page.run("document.querySelectorAll('#lidar svg').length") == 4
     assert page.run("window.hacked") is None
     assert page.run("document.querySelectorAll('img[src=\"x\"]').length") == 0

@@ -1,0 +1,34 @@
+"""`occflow inspect` passes over no option, and its terminal says what it does not list."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from occflow import app
+from occflow_inspect import _show
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--camera", "CAM_FRONT"], "--camera: this says what to draw of --scene and --frame"),
+        (["--port", "0"], "--port: this is for --serve"),
+        (
+            ["--scene", "s", "--frame", "3", "--serve", "--against", "o", "--exclude", "f", "--rrd", "d"],
+            "--against, --rrd, --exclude, --serve: --scene and --frame draw one image",
+        ),
+        (["--scene", "s", "--frame", "3", "--all", "--sample", "4"], "--sample, --all: --scene and --frame draw"),
+    ],
+)
+def test_no_option_is_passed_over(tmp_path: Path, options: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "s.zarr"), *options])
+    assert done.exit_code == 2
+    assert words in " ".join(done.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_terminal_says_how_many_more_could_not_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {"checks": [], "unreadable": ["a:0: damaged"], "unreadable_count": 61, "verdict": "fail", "seconds": 1}
+    _show(found | {"sample": {"keyframes": 61, "of": 61}})
+    assert "60 more keyframes could not be read" in capsys.readouterr().out
