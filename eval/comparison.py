@@ -116,7 +116,7 @@ def write_comparison(results: Mapping[str, dict[str, Any]], path: str | Path, ke
     names = list(results)
     lead = f"{first['keyframes']} keyframes of {len(first['scenes'])} scenes of {first['dataset']}, the same for all."
     parts = [
-        section("Figures", table(("", *names, "baseline", ""), figure_rows(results))),
+        section("Figures", table(("", *names, *(f"{name}: baseline" for name in names), ""), figure_rows(results))),
         picture_sections(keyframes),
         section("Where they come from", table(("", *names), origin_rows(results))),
     ]
@@ -130,14 +130,16 @@ def write_comparison(results: Mapping[str, dict[str, Any]], path: str | Path, ke
 
 
 def figure_rows(results: Mapping[str, dict[str, Any]]) -> list[Row]:
-    """A row per chief figure: its value by each network, the baseline's, and which way is better."""
+    """A row per chief figure: its value by each network, the baseline's beside each (zero flow is measured on what the
+    network itself found, and differs), and which way is better."""
     by_name = [verdicts(result) for result in results.values()]
     rows: list[Row] = []
     for same in zip(*by_name, strict=True):
         first = same[0]
         way = "higher is better" if first["higher"] else "lower is better"
         label = f"{first['name']} {first['unit']}".strip()
-        rows.append((label, *(v["value"] for v in same), first["baseline"], f"{way}; baseline: {first['against']}"))
+        values, baselines = (tuple(v[key] for v in same) for key in ("value", "baseline"))
+        rows.append((label, *values, *baselines, f"{way}; baseline: {first['against']}"))
     return rows
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from eval.camera_tiles import around, lidar_tiles, resized, tile_size
 from eval.frames import TruthSource, evaluated_keyframes, open_truth
 from eval.label_files import FolderTruth
-from eval.pictures import KeyframePictures, Volume, draw_errors, draw_volume, lowest, spread, truth_volume
+from eval.pictures import KeyframePictures, Volume, draw_errors, draw_volume, spread, truth_volume
 from eval.rules import usual_protocol
 from eval.score import Volumes, open_volumes
 from eval.views import lidar_views, views
@@ -58,8 +58,8 @@ def draw_file(volumes: Volumes, source: TruthSource, scene: str, t: int, workers
     size = tile_size(len(seen), attributes.network_size)
     images = [resized(kept.image(t, view.camera), size) for view in seen]
     sparse = {view.camera: points for view, points in lidar_views(reader, scene, t)} if seen else {}
-    counted = usual_protocol(attributes.dataset, grid).free_above
-    volume = Volume(lowest(prediction.occupied, counted), prediction.flow)
+    counted = usual_protocol(attributes.dataset, grid).evaluated(grid.shape)
+    volume = Volume(prediction.occupied & counted, prediction.flow)
     true = truth_volume(source, scene, t, counted)
     return KeyframePictures(
         scene=scene,

@@ -2,7 +2,7 @@
 the two differ, and depth from where no camera was."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -178,10 +178,13 @@ def draw_keyframe(
     rendered = [render_tile(predictor, prediction, view, size) for view in seen]
     images = [resized(reader.scene(scene).image(t, view.camera), size) for view in seen]
     sparse = lidar_by_camera(predictor, scene, t)
-    # What the protocol frees is neither supervised nor measured, and would hide what lies below it.
-    counted = usual_protocol(attributes.dataset, grid).free_above
-    volume = Volume(lowest(prediction.occupied, counted), prediction.flow)
+    # What the protocol frees is neither supervised nor measured, and would hide what lies below or behind it.
+    protocol = usual_protocol(attributes.dataset, grid)
+    counted = protocol.evaluated(grid.shape)
+    volume = Volume(prediction.occupied & counted, prediction.flow)
     true_volume = truth_volume(source, scene, t, counted)
+    # Depth of moved cameras is rendered up to the sides of the volume, so the truth's goes as far.
+    whole = truth_volume(source, scene, t, replace(protocol, border=0).evaluated(grid.shape)) if novel else None
     drawn_truth = like.truth if like is not None else None
     if true_volume is not None and drawn_truth is None:
         drawn_truth = draw_volume(true_volume, grid, workers)
@@ -200,28 +203,20 @@ def draw_keyframe(
         predicted=draw_volume(volume, grid, workers),
         truth=drawn_truth,
         errors=None if true_volume is None else draw_errors(volume, true_volume, grid, workers),
-        novel=draw_novel(predictor, prediction, seen, true_volume, workers) if novel else [],
+        novel=draw_novel(predictor, prediction, seen, whole, workers) if novel else [],
         predicted_volume=volume,
         true_volume=true_volume,
     )
 
 
-def truth_volume(source: TruthSource, scene: str, t: int, layers: int | None) -> Volume | None:
-    """The truth's lowest `layers` (None: all); None where the keyframe has none."""
+def truth_volume(source: TruthSource, scene: str, t: int, counted: Bool[np.ndarray, "x y z"]) -> Volume | None:
+    """The truth where it is `counted` and free elsewhere; None where the keyframe has none."""
     found = source.volume(scene, t)
     if found is None:
         return None
     known = found[0] != UNKNOWN
     occupied = occupied_in(found[0], source.classes) & known
-    return Volume(lowest(occupied, layers), found[1], known)
-
-
-def lowest(occupied: Bool[np.ndarray, "x y z"], layers: int | None) -> Bool[np.ndarray, "x y z"]:
-    """A volume with all but its lowest layers freed; None leaves it as it is."""
-    freed = occupied.copy()
-    if layers is not None:
-        freed[:, :, layers:] = False
-    return freed
+    return Volume(occupied & counted, found[1], known)
 
 
 def draw_volume(volume: Volume, grid: VoxelGrid, workers: int = 2) -> VolumePictures:

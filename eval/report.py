@@ -39,6 +39,7 @@ def write_report(results: dict[str, Any], path: str | Path, pictures: Sequence[K
         per_class(results),
         box_table(results),
         depth_table(results),
+        motion_table(results),
         sweep_table(results),
         picture_sections([{"prediction": found} for found in pictures]),
         section("Where it comes from", table(("", ""), provenance_rows(results))),
@@ -204,6 +205,16 @@ def box_table(results: dict[str, Any]) -> str:
     left = f"{found['boxes_of_unknown_velocity']} of unknown velocity and {found['boxes_outside_the_grid']} outside"
     note = f'<p class="meaning">Labelled boxes; {text}. {left} the volume are left out.</p>'
     return section("Labelled boxes", table(heads, rows) + note)
+
+
+def motion_table(results: dict[str, Any]) -> str:
+    """The paper's figures of depth and motion in the image; nothing but on KITTI-MOT."""
+    found = results.get("image_motion")
+    if found is None:
+        return ""
+    rows = [(name, found[name], count) for name, count in found["pixels"].items()]
+    note = f'<p class="meaning">Against LiDAR and the flow cue; {html.escape(found["rule"])}.</p>'
+    return section("Depth and motion in the image", table(("", "value", "pixels"), rows) + note)
 
 
 def depth_table(results: dict[str, Any]) -> str:

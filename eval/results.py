@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.baselines import zero_flow
+from eval.cue_motion import NEEDS
 from eval.mave import occ_score
 from eval.plain import plain
 from eval.predict import Predictor
@@ -151,6 +152,9 @@ def _missing(tally: Tally) -> list[str]:
         lines.append("depth is rendered from a network's field, which files of labels do not hold: no depth figures")
     elif not tally.depth.images:
         lines.append("no LiDAR point in any camera (is the cue 'lidar' extracted?): no depth figures")
+    if tally.motion is not None and not tally.motion_cameras:
+        reason = f"no camera has {', '.join(NEEDS)} and a flow that ends in its next keyframe image"
+        lines.append(f"{reason if tally.rendered else 'files of labels hold no field to render'}: no DE, no EPE")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Arranges the pictures of a keyframe by one network or several on one page, with labels and colour legends."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 
@@ -191,6 +192,8 @@ def draw_prediction(predictor: Predictor, scene: str, folder: Path) -> Path:
         ValueError: the scene has no such keyframe.
     """
     t = predictor.reader.scene(scene).table.tokens.index(folder.name)
+    # A copy counts for itself: the predictor's rate is that of what was asked of it.
+    predictor = copy(predictor)
     source = TruthSource(predictor.reader, open_truth(predictor.reader.path))
     return save_sheet(draw_keyframe(predictor, source, scene, t, novel=False), folder / "pictures.png")
 
@@ -248,9 +251,8 @@ def difference_legend(width: int = 300, full: float = 1.5) -> Picture:
     low, high = -1.15, 1.15
     share = low + (high - low) * (np.arange(width) + 0.5) / width
     colours = difference_colours(full**share, full)
-    ticks = {
-        float((np.log(r) / np.log(full) - low) / (high - low)): f"{r:.2g}" for r in (1 / full, 0.8, 1.0, 1.25, full)
-    }
+    ratios = (1 / full, 0.8, 1.0, 1.25, full)
+    ticks = {float((np.log(r) / np.log(full) - low) / (high - low)): f"{round(r, 2):g}" for r in ratios}
     return _bar("rendered / measured depth (blue: too near)", colours, ticks)
 
 

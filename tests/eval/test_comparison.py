@@ -38,6 +38,11 @@ def test_the_page_and_sheets_of_two_networks(
         assert f"{result['rayiou_geometry']:.3f}" in text
     assert [p.name for p in (tmp_path / "sheets").iterdir()] == ["a_0001.png"]
     rows = {row[0]: row[1:3] for row in figure_rows(results)}
+    # Zero flow is measured on what each network found: of the one that found nothing there is none.
+    baselines = [results[name]["baselines"]["zero_flow"]["mave"] for name in models]
+    assert next(row for row in figure_rows(results) if row[0] == "mAVE m/s")[3:5] == tuple(baselines)
+    assert baselines[0] != baselines[1]
+    assert "right: baseline" in text
     assert rows["RayIoU, geometry"] == (results["right"]["rayiou_geometry"], results["<wrong>"]["rayiou_geometry"])
     sides = draw_sides(models, small_store, ["a:0"], count=1, thresholds={"right": 0.0})[0]
     assert sides["right"].threshold == 0.0

@@ -13,6 +13,7 @@ from eval.baselines import flat_ground_depth
 from eval.cue_motion import cue_motion
 from eval.evaluate import evaluate
 from eval.image_motion import ImageMotion, image_motion, next_view, rendered_motion, stereo_baseline
+from eval.report import write_report
 from eval.rules import EvaluationError
 from eval.views import views
 from geometry.cameras import camera_directions, pixel_centres
@@ -218,7 +219,16 @@ def test_against_cues_by_hand(
     assert found["SF_10%"] >= found["FL_10%"]
     assert "image_motion" not in evaluate(network, store, keyframes=1)
     monkeypatch.setattr("eval.tally.MOTION_DATASET", log.dataset)
-    assert evaluate(network, store)["image_motion"] == found
+    results = evaluate(network, store)
+    assert results["image_motion"] == found
+    assert not [line for line in results["not_computed"] if "DE" in line]
+    page = write_report(results, tmp_path / "report.html").read_text(encoding="utf-8")
+    for shown in ("Depth and motion in the image", f"{found['EPE']:.3f}", f"{found['DE_FG']:.3f}", "EPE_FG_zero_flow"):
+        assert shown in page
+    lacking = evaluate(network, tiny_store)
+    assert "image_motion" not in lacking
+    assert [line for line in lacking["not_computed"] if "no camera has lidar, flow_next, masks" in line]
+    assert "Depth and motion in the image" not in write_report(lacking, tmp_path / "report.html").read_text()
     with pytest.raises(EvaluationError, match="no keyframe has lidar, flow_next, masks"):
         cue_motion(network, tiny_store)
 

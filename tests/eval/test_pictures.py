@@ -10,6 +10,7 @@ from PIL import Image
 
 from eval import camera_tiles
 from eval import pictures as drawing
+from eval import sheet as pages
 from eval.camera_tiles import around, stamp, tile_size
 from eval.colours import NO_DATA, depth_colours
 from eval.frames import TruthSource, open_truth
@@ -121,13 +122,43 @@ def test_the_car_is_at_the_origin() -> None:
     assert columns.mean() == pytest.approx(127.5, abs=0.6)
 
 
-def test_layers_that_the_protocol_frees_are_not_drawn() -> None:
-    full = np.ones((3, 2, 16), dtype=bool)
-    drawn = drawing.lowest(full, 12)
-    assert drawn[:, :, :12].all()
-    assert not drawn[:, :, 12:].any()
-    assert full.all()
-    assert drawing.lowest(full, None).all()
+def test_what_the_protocol_frees_is_not_drawn(
+    tiny_store: Path, log: Any, exact: Callable[..., Any], known_network: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers from 12 up and 6 voxels at each side: occupied there is no error. Depth of moved cameras is cast
+    through the truth up to its sides."""
+    kept = np.zeros(log.grid.shape, dtype=bool)
+    kept[6:-6, 6:-6, :12] = True
+    right = exact(log).fields
+    network = known_network(np.where(kept, right.sdf[0].numpy(), -0.3), right.flow[0].numpy(), log.grid)
+    cast: list[np.ndarray] = []
+    monkeypatch.setattr(drawing, "draw_novel", lambda *args: cast.append(args[3].occupied) or [])
+    reader = StoreReader(tiny_store)
+    found = draw_keyframe(Predictor(network, reader), TruthSource(reader, open_truth(tiny_store)), "a", 1)
+    assert found.errors is not None
+    assert (found.errors.errors.missed, found.errors.errors.invented) == (0, 0)
+    assert found.errors.errors.hit > 0
+    assert found.true_volume is not None
+    for volume in (found.predicted_volume, found.true_volume):
+        assert not volume.occupied[~kept].any()
+    assert cast[0][:6].any(), "the road goes on to the side"
+
+
+def test_an_error_of_depth_is_named_by_two_decimals(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    blank = np.zeros((1, 1, 3), np.uint8)
+    monkeypatch.setattr(pages, "_bar", lambda title, colours, ticks: told.extend(ticks.values()) or blank)
+    pages.difference_legend()
+    assert told == ["0.67", "0.8", "1", "1.25", "1.5"]
+
+
+def test_drawing_does_not_count_as_predicting(
+    small_store: Path, small_log: Any, exact: Callable[..., Any], tmp_path: Path
+) -> None:
+    predictor = Predictor(exact(small_log), StoreReader(small_store), small_log.grid)
+    path = next(predictor.run("a", tmp_path))
+    assert pages.draw_prediction(predictor, "a", path.parent).is_file()
+    assert predictor.keyframes == 1
 
 
 def test_another_networks_pictures_share_the_truth(
