@@ -111,7 +111,7 @@ def current_motion(reader: StoreReader, frames: Iterable[FrameMotion]) -> Curren
         now = fingerprints(reader.scene(frame.scene), t, frame.fingerprints)
         changed = sorted(cue for cue, mark in frame.fingerprints.items() if now.get(cue) != mark)
         if changed:
-            stale.append(f"{frame.scene}:{t}: made anew since: {', '.join(changed)}")
+            stale.append(f"{frame.scene}:{t}: made or made anew since: {', '.join(changed)}")
         else:
             held[frame.scene, t] = frame
     return CurrentMotion(held, tuple(stale))

@@ -57,9 +57,9 @@ def score_store(
         scene = reader.scene(name)
         if all(scene.has(cue, t) for cue in CUES):
             found += 1
-            cues = (*CUES, *(["masks"] if scene.has("masks", t) else []))
             points, moving = frame_motion(reader, name, t, rule, factor)
-            marks = fingerprints(scene, t, (*cues, "init"))
+            # Masks that are not there yet leave their mark too: once they come, the score is another.
+            marks = fingerprints(scene, t, (*CUES, "masks", "init"))
             yield FrameMotion(name, t, scene.table.tokens[t], points, moving, marks)
         if tick is not None:
             tick(done + 1, len(wanted))

@@ -1,6 +1,7 @@
 """Which keyframes move: scores against a world whose motion is known, their file, and how often an epoch holds them."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,6 +75,17 @@ def test_scores_of_a_store_without_the_cues(tmp_path: Path, make_world: Any) -> 
     store.commit_init("a", source.scene("a").table, "f")
     with pytest.raises(CueMissing, match="occflow cues <config> --cues lidar flow_next"):
         list(score_store(StoreReader(store.path)))
+
+
+def test_a_score_without_masks_says_nothing_once_they_have_come(tmp_path: Path, make_world: Any) -> None:
+    store = make_world().write(tmp_path / "whole.zarr", scenes=("a",))
+    bare = shutil.copytree(store, tmp_path / "bare.zarr")
+    CueStore.open(bare).discard(UnitId("masks", "a", 0))
+    frames = list(score_store(StoreReader(bare), rule=RULE))
+    assert set(current_motion(StoreReader(bare), frames).frames) == {("a", f.t) for f in frames}
+    after = current_motion(StoreReader(store), frames)
+    assert not after.frames
+    assert after.stale[0] == "a:0: made or made anew since: masks"
 
 
 def frame(t: int, moving: int, scene: str = "a", **marks: str) -> FrameMotion:
