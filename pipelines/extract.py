@@ -190,6 +190,8 @@ def finish_report(config: CuesConfig, work: Plan, report: ExtractReport) -> None
             if store.record(UnitId(INIT, scene)) is not None and len(store.blocks(scene)) > 1:
                 link_scene(store, scene)
     report.journal = None
+    # Planning may have found nothing known of scenes whose files were looked at since.
+    bench.known_inputs.cache_clear()
     for scene in dict.fromkeys(item.unit.scene for item in work.work):
         inputs = bench.known_inputs(scene)
         if inputs is not None:

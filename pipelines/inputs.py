@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipelines.config import json_digest
-from pipelines.datasets.files import load_image
+from pipelines.datasets.files import check_image, load_image
 from pipelines.datasets.records import CameraImage, DataError, Frame, LidarSweep, Log, Scene
 from storage import files
 from storage.asides import INPUTS, seal, unseal
@@ -31,13 +31,17 @@ _IMAGE_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What is known of one raw file. `fault` says why it cannot be used; `points` counts a LiDAR file's points."""
+    """What is known of one raw file. `fault` says why it cannot be used; `points` counts a LiDAR file's points.
+
+    `decoded`: [height, width] of the calibration that an image was decoded for, None where it was not.
+    """
 
     size: int
     mtime_ns: int
     digest: str
     fault: str | None = None
     points: int = 0
+    decoded: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,34 +92,48 @@ def facts_file(store: Location, scene: str) -> Location:
     return store / INPUTS / f"{scene}.json"
 
 
-def known_inputs(scene: Scene, root: Path, kept: Location) -> SceneInputs | None:
-    """The kept facts of a scene if they cover every file and no size or time has changed; reads no raw file."""
+def known_inputs(scene: Scene, root: Path, kept: Location, decode: bool = False) -> SceneInputs | None:
+    """The kept facts of a scene if they cover every file and no size or time has changed; reads no raw file.
+
+    With `decode`, facts of an image that was not decoded do not cover it.
+    """
     known = _load_facts(kept, root)
     files = {}
-    for path, _ in scene_files(scene):
+    for path, record in scene_files(scene):
         facts = known.get(path)
-        if facts is None or (facts.size, facts.mtime_ns) != _stat(path):
+        if facts is None or not _holds(facts, path, record, decode):
             return None
         files[path] = facts
     return SceneInputs(files)
 
 
-def examine_inputs(log: Log, scene: Scene, root: Path, kept: Location) -> SceneInputs:
+def examine_inputs(log: Log, scene: Scene, root: Path, kept: Location, decode: bool = False) -> SceneInputs:
     """Hash and check every raw file of a scene, reusing what is known and unchanged, and keep the result in `kept`.
 
     Checked: the file is there and not empty, an image ends with its end marker, the reader can read a LiDAR sweep.
+    With `decode` also that an image can be decoded and has its calibration's size: a scene whose faults are left out
+    has to know them all before its table is written.
     """
     known = _load_facts(kept, root)
     files: dict[Path, FileFacts] = {}
     for path, record in scene_files(scene):
         facts = known.get(path)
-        if facts is None or (facts.size, facts.mtime_ns) != _stat(path):
-            facts = _examine(log, path, record)
+        if facts is None or not _holds(facts, path, record, decode):
+            facts = _examine(log, path, record, decode)
         files[path] = facts
     inputs = SceneInputs(files)
     if files != known:
         _save_facts(inputs, root, kept)
     return inputs
+
+
+def _holds(facts: FileFacts, path: Path, record: CameraImage | LidarSweep, decode: bool) -> bool:
+    """Whether the file is as it was when these facts were found, and they say what is asked."""
+    if (facts.size, facts.mtime_ns) != _stat(path):
+        return False
+    if not isinstance(record, CameraImage) or not facts.digest:
+        return True
+    return facts.decoded == [record.height, record.width] if facts.decoded else not decode
 
 
 def without_faults(scene: Scene, faults: dict[Path, str]) -> Scene:
@@ -138,7 +156,7 @@ def _stat(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _examine(log: Log, path: Path, record: CameraImage | LidarSweep) -> FileFacts:
+def _examine(log: Log, path: Path, record: CameraImage | LidarSweep, decode: bool) -> FileFacts:
     size, mtime_ns = _stat(path)
     try:
         data = path.read_bytes()
@@ -149,7 +167,8 @@ def _examine(log: Log, path: Path, record: CameraImage | LidarSweep) -> FileFact
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the disk and its permissions") from error
     digest = hashlib.blake2b(data, digest_size=20).hexdigest()
     if isinstance(record, CameraImage):
-        return FileFacts(size, mtime_ns, digest, fault=image_fault(path, data))
+        fault = image_fault(path, data) or (_decoding_fault(record, data) if decode else None)
+        return FileFacts(size, mtime_ns, digest, fault, decoded=[record.height, record.width] if decode else None)
     try:
         points = len(log.read_lidar(record))
     except DataError as error:
@@ -168,6 +187,14 @@ def image_fault(path: Path, data: bytes) -> str | None:
     # Some encoders pad the file after the end marker; a cut one has none near its end.
     if end not in data[-64:]:
         return f"{path}: truncated image, {len(data)} bytes without an end marker; {remedy}"
+    return None
+
+
+def _decoding_fault(image: CameraImage, data: bytes) -> str | None:
+    try:
+        check_image(image.path, data, (image.height, image.width))
+    except DataError as error:
+        return str(error)
     return None
 
 

@@ -167,11 +167,16 @@ class Workbench:
 
     def _inputs(self, name: str) -> SceneInputs:
         kept = facts_file(self.config.store, name)
-        return examine_inputs(self.log, self.raw_scene(name), self.config.dataset.root, kept)
+        return examine_inputs(self.log, self.raw_scene(name), self.config.dataset.root, kept, self._decodes)
 
     def _known_inputs(self, name: str) -> SceneInputs | None:
         kept = facts_file(self.config.store, name)
-        return known_inputs(self.raw_scene(name), self.config.dataset.root, kept)
+        return known_inputs(self.raw_scene(name), self.config.dataset.root, kept, self._decodes)
+
+    @property
+    def _decodes(self) -> bool:
+        """Whether every image is decoded before its scene's table is written: where faults are left out, not raised."""
+        return self.config.on_error == "skip"
 
     def _scene(self, name: str) -> Scene:
         faults = self.inputs(name).faults

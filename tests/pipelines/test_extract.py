@@ -176,6 +176,7 @@ def test_on_error_skip_leaves_the_file_out_and_says_so(cues_config: ConfigMaker,
     assert report.failed == {}
     assert report.committed == UNITS
     assert any(str(path) in note and word in note for note in report.notes)
+    assert list(report.skipped_files) == [str(path)]
     cue = "lidar" if "velodyne" in name else "images"
     assert report.quality[f"{cue}--01--00000"]["skipped_files"] == 1
     scene = StoreReader(config.store).scene("01")
@@ -183,10 +184,43 @@ def test_on_error_skip_leaves_the_file_out_and_says_so(cues_config: ConfigMaker,
         with pytest.raises(StoreError):
             scene.image(1, 0)
         assert not scene.flow("next", 1, 0).pixels()[1].any()
+        # What trains asks the table, not the disk.
+        assert scene.table.camera_valid[:, 0].tolist() == [True, False, True, True]
     else:
         assert len(scene.lidar(1).points) == 0
     assert scene.image(2, 0).shape == (32, 96, 3)
     assert extract_log(config).current == UNITS
+
+
+def test_files_once_taken_for_sound_are_decoded_under_on_error_skip(cues_config: ConfigMaker, kitti_log: Path) -> None:
+    """A run that stops at faults leaves decoding to the cues: what it knows of a file does not say that it can be."""
+    extract_log(cues_config(), ["00"])
+    path = image_path(kitti_log, 2, "01")
+    DAMAGES["damaged within"][1](path)
+    with pytest.raises(DataError, match="damaged"):
+        extract_log(cues_config())
+    assert _kept_facts(cues_config(), "01")["sequences/01/image_2/000002.png"]["fault"] is None
+    config = cues_config(on_error="skip")
+    assert plan(config).count("current") == 0
+    report = extract_log(config)
+    assert list(report.skipped_files) == [str(path)]
+    assert not StoreReader(config.store).scene("01").table.camera_valid[1, 0]
+    assert plan(config).count("current") == UNITS
+
+
+def _kept_facts(config: CuesConfig, scene: str) -> dict[str, dict[str, object]]:
+    return json.loads(unseal((config.store / "inputs" / f"{scene}.json").read_bytes().rstrip()))
+
+
+def test_a_corrected_calibration_brings_back_images_of_its_size(cues_config: ConfigMaker, kitti_log: Path) -> None:
+    wrong = DAMAGES["another size"][1]
+    for frame in range(1, 8):
+        wrong(image_path(kitti_log, frame))
+    config = cues_config(on_error="skip")
+    assert len(extract_log(config).skipped_files) == 7
+    # The size of a sequence is that of its first image.
+    wrong(image_path(kitti_log, 0))
+    assert extract_log(config).skipped_files == {}
 
 
 def test_a_scene_that_cannot_be_read(cues_config: ConfigMaker, kitti_log: Path) -> None:
@@ -242,7 +276,7 @@ def test_a_full_disk(cues_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch) 
 def test_inputs_are_remembered_beside_the_units(cues_config: ConfigMaker, kitti_log: Path) -> None:
     config = cues_config()
     extract_log(config)
-    rows = json.loads(unseal((config.store / "inputs" / "00.json").read_bytes().rstrip()))
+    rows = _kept_facts(config, "00")
     assert set(rows) == {
         f"sequences/00/{part}" for t in range(8) for part in (f"image_2/{t:06d}.png", f"velodyne/{t:06d}.bin")
     }

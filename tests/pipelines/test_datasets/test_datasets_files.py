@@ -1,5 +1,6 @@
 """Damaged images, sweeps and poses become errors that name file, value and remedy."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from pipelines.datasets.files import (
+    check_image,
     check_increasing,
     checked_intrinsics,
     checked_pose,
@@ -56,6 +58,33 @@ def test_truncated_images(
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
     with pytest.raises(DataError, match=rf"cut\.{suffix}.*{int(kept * len(data))} bytes.*restore"):
         read_image(path)
+
+
+def _verdict(check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except DataError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_check_refuses_what_cannot_be_decoded_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+    path, rng = tmp_path / f"a.{suffix}", np.random.default_rng(1)
+    _photo(path)
+    whole, verdicts = path.read_bytes(), []
+    check_image(path, whole, (48, 80))
+    with pytest.raises(DataError, match="image of 80x48, but its calibration is for 80x40"):
+        check_image(path, whole, (40, 80))
+    for _ in range(40):
+        harmed, count = bytearray(whole), int(rng.choice([1, 2, 16, 256]))
+        start = int(rng.integers(0, len(whole) - count))
+        harmed[start : start + count] = rng.bytes(count)
+        path.write_bytes(harmed)
+        verdicts.append(_verdict(lambda: read_image(path, (48, 80))))
+        data = bytes(harmed)
+        assert _verdict(lambda data=data: check_image(path, data, (48, 80))) == verdicts[-1]
+    assert False in verdicts
 
 
 def test_missing_and_empty_images(tmp_path: Path) -> None:
