@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,12 +14,12 @@ from pipelines.config import CuesConfig
 from pipelines.cues.scene_links import link_scene
 from pipelines.datasets.records import DataError
 from pipelines.models import in_turn
-from pipelines.plan import Plan, fingerprint, plan
+from pipelines.plan import Plan, fingerprint, made_from, plan, upstream_marks
 from pipelines.scene_table import scene_table
 from pipelines.schedule import ExtractReport, Progress, run_units
 from pipelines.workbench import workbench
 from storage.commit import CommitRecord, Provenance
-from storage.errors import CueMissing
+from storage.errors import CueMissing, StoreError
 from storage.journal import RunJournal, read_runs
 from storage.layout import INIT, UnitId
 from storage.store import CueStore
@@ -51,33 +51,53 @@ def extract_unit(config: CuesConfig, unit: UnitId, truth: bool = False) -> Commi
 
     Raises:
         DataError: raw data that cannot be used, unless on_error is skip.
-        StoreError: from the store, CueMissing for an upstream unit that is not there.
+        StoreError: from the store, CueMissing for an upstream unit that is not there; or one of them is another run's.
     """
     if unit.cue == INIT:
         return init_scene(config, unit.scene, truth)
     bench = workbench(config)
     store = bench.truth_store if truth else bench.store
-    mark = fingerprint(bench, unit, bench.scene_digest(unit.scene), truth)
+    inputs = bench.scene_digest(unit.scene)
+    mark, marks = fingerprint(bench, unit, inputs, truth), upstream_marks(bench, unit, inputs, truth)
+    mismade = False
     if store.is_current(unit, mark):
-        return _committed(store, unit)
+        found = _committed(store, unit)
+        if made_from(found, marks):
+            return found
+        mismade = True
+    _check_upstream(store, unit, marks)
     started = time.perf_counter()
     with in_turn(bench.extractor_for(unit, truth)) as extractor:
         block, skipped = extract_block(bench, unit, extractor, bench.upstream(unit, extractor.needs))
     provenance = Provenance(
         fingerprint=mark,
         config_digest=extractor.config_digest(),
-        input_digest=bench.scene_digest(unit.scene),
+        input_digest=inputs,
         weights_digest=getattr(extractor, "weights_digest", ""),
-        upstream={
-            need: _committed(store, UnitId(need, unit.scene, unit.block)).fingerprint for need in extractor.needs
-        },
+        upstream=marks,
         licence=extractor.licence(),
         code_version=code_version(),
         seconds=time.perf_counter() - started,
         quality=block.quality | ({"skipped_files": len(skipped)} if skipped else {}),
         notes=[*block.notes, *skipped],
     )
+    # Once more: what was read may have been another run's by then.
+    _check_upstream(store, unit, marks)
+    if mismade:  # which the store would keep, its fingerprint being the same
+        store.discard(unit)
     return store.commit_block(unit, block.arrays, provenance)
+
+
+def _check_upstream(store: CueStore, unit: UnitId, marks: Mapping[str, str]) -> None:
+    """Raise StoreError unless the committed units that `unit` is made from have these fingerprints, by cue name."""
+    for need, mark in marks.items():
+        found = _committed(store, UnitId(need, unit.scene, unit.block))
+        if found.fingerprint != mark:
+            raise StoreError(
+                f"{store.path}: unit {unit} is made from {found.unit} with fingerprint {mark[:12]}, but committed is "
+                f"one with {found.fingerprint[:12]}: a run with other settings, or on other raw files, has written it "
+                "meanwhile. Let that run end, then run the same command again; other settings belong in another store."
+            )
 
 
 def extract_units(config: CuesConfig, batch: Batch, run: str) -> list[Outcome]:

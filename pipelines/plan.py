@@ -1,6 +1,6 @@
 """Which units of work an extraction consists of, what each needs first, and which of them the store holds already."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ from pipelines.cues.truth import truth_cues
 from pipelines.datasets.records import DataError
 from pipelines.inputs import without_faults
 from pipelines.workbench import Workbench, workbench
+from storage.commit import CommitRecord
 from storage.errors import StoreDamage
 from storage.layout import INIT, UnitId, blocks
 
@@ -57,9 +58,9 @@ def plan(
 ) -> Plan:
     """Work of an extraction in the order in which it can be done. Reads tables and commit records, no raw file.
 
-    A unit is current when the store holds it under the fingerprint of its inputs, its configuration and what it was
-    made from. Where the digests of a scene's raw files are not known, or a file has changed, its units count as stale
-    until `init` has looked at the content.
+    A unit is current when the store holds it under the fingerprint of its inputs, its configuration and what it is made
+    from, and it was made from just that. Where the digests of a scene's raw files are not known, or a file has changed,
+    its units count as stale until `init` has looked at the content.
 
     Args:
         config: what to extract.
@@ -143,7 +144,22 @@ def _state(bench: Workbench, scene_digest: str | None, unit: UnitId, truth: bool
         return "missing"
     if scene_digest is None:
         return "stale"
-    return "current" if record.fingerprint == fingerprint(bench, unit, scene_digest, truth) else "stale"
+    if record.fingerprint != fingerprint(bench, unit, scene_digest, truth):
+        return "stale"
+    return "current" if made_from(record, upstream_marks(bench, unit, scene_digest, truth)) else "stale"
+
+
+def upstream_marks(bench: Workbench, unit: UnitId, scene_digest: str, truth: bool = False) -> dict[str, str]:
+    """Fingerprints of the units that this one is to be made from, by cue name."""
+    if truth or unit.cue == INIT:
+        return {}
+    needs = bench.extractors[unit.cue].needs
+    return {need: fingerprint(bench, UnitId(need, unit.scene, unit.block), scene_digest) for need in needs}
+
+
+def made_from(record: CommitRecord, marks: Mapping[str, str]) -> bool:
+    """Whether a unit was made from the units with these fingerprints; its own only says that it should have been."""
+    return all(record.provenance.upstream.get(need, mark) == mark for need, mark in marks.items())
 
 
 def fingerprint(bench: Workbench, unit: UnitId, scene_digest: str, truth: bool = False) -> str:
