@@ -13,7 +13,8 @@ from pipelines.cues.base import CueExtractor, loads_model
 KEPT = 4
 """Extractors kept, the least recently used goes first: an extraction has one per cue, and models take memory."""
 
-_kept: OrderedDict[str, tuple[CueExtractor, threading.Lock]] = OrderedDict()
+_kept: OrderedDict[str, tuple[CueExtractor, str, threading.Lock]] = OrderedDict()
+"""By class and parameters: the extractor, its config_digest when it came, and whose turn it is."""
 _guard = threading.Lock()
 
 
@@ -21,14 +22,19 @@ _guard = threading.Lock()
 def in_turn(extractor: CueExtractor) -> Iterator[CueExtractor]:
     """The extractor itself; or, if it holds a model, this process's instance of the same parameters, held alone.
 
+    An instance whose weights were replaced since makes room for this one: a process outlives runs.
+
     Threads take turns at a model: it fills its device by itself, and is not promised to be safe for threads.
     """
     if not loads_model(extractor):
         yield extractor
         return
-    key = _key(extractor)
+    key, digest = _key(extractor), extractor.config_digest()
     with _guard:
-        kept, lock = _kept.setdefault(key, (extractor, threading.Lock()))
+        kept, known, lock = _kept.get(key, (extractor, "", threading.Lock()))
+        if known != digest:
+            kept, lock = extractor, threading.Lock()
+        _kept[key] = kept, digest, lock
         _kept.move_to_end(key)
         while len(_kept) > KEPT:
             _kept.popitem(last=False)

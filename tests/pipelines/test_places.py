@@ -93,6 +93,11 @@ class Modelled:
     threshold: float = 0.5
     loads_model: ClassVar[bool] = True
     name: ClassVar[str] = "masks"
+    weights: ClassVar[str] = "first"
+
+    def config_digest(self) -> str:
+        """Of the content of the weights, which no parameter tells."""
+        return self.weights
 
 
 def test_a_process_keeps_one_instance_per_parameters() -> None:
@@ -108,6 +113,16 @@ def test_a_process_keeps_one_instance_per_parameters() -> None:
             pass
     with models.in_turn(Modelled(0.5)) as renewed:  # type: ignore[arg-type]
         assert renewed is not seen[0], "the least recently used was let go"
+
+
+def test_weights_replaced_between_two_runs_are_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    models._kept.clear()
+    with models.in_turn(Modelled()) as first:  # type: ignore[arg-type]
+        pass
+    monkeypatch.setattr(Modelled, "weights", "second")
+    second = Modelled()
+    with models.in_turn(second) as kept:  # type: ignore[arg-type]
+        assert kept is second is not first
 
 
 def test_threads_take_turns_at_a_model_and_at_nothing_else() -> None:
