@@ -16,7 +16,8 @@ IMAGE_SUFFIXES = (".png", ".jpg")
 def grid_from(z_origin: float) -> VoxelGrid:
     """KITTI's voxel grid with its lower edge at `z_origin` metres."""
     height = KITTI_GRID.upper[2] - KITTI_GRID.lower[2]
-    return VoxelGrid((*KITTI_GRID.lower[:2], z_origin), (*KITTI_GRID.upper[:2], z_origin + height), KITTI_GRID.shape)
+    z = float(z_origin)  # YAML reads -2 as a whole number
+    return VoxelGrid((*KITTI_GRID.lower[:2], z), (*KITTI_GRID.upper[:2], z + height), KITTI_GRID.shape)
 
 
 def read_rows(path: Path, columns: int, what: str = "table") -> Float[np.ndarray, "n columns"]:

@@ -1,5 +1,6 @@
 """Readers by name: the built-in ones, and one that an installed package offers."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,33 @@ def test_built_in_readers(tiny_nuscenes: Any, tiny_kitti: Path) -> None:
     log = open_log("semantic_kitti", str(tiny_kitti), version=None, keyframe_every=2)
     assert isinstance(log, SemanticKittiLog)
     assert log.keyframe_every == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "expected"),
+    [
+        ("nuscenes", "without_tags", "straight", r"not allowed as a Sequence value; a list of one is \[straight\]"),
+        ("nuscenes", "scenes", ["scene-0001", 3], "valid string"),
+        ("nuscenes", "sweeps", "no", "valid boolean"),
+        ("nuscenes", "occupancy", "occ4d", "'openocc' or 'occ3d'"),
+        ("semantic_kitti", "keyframe_every", 2.5, "valid integer"),
+        ("semantic_kitti", "keyframe_every", "x", "valid integer"),
+        ("semantic_kitti", "z_origin", "a", "valid number"),
+        ("semantic_kitti", "z_origin", float("nan"), "finite number"),
+        ("kitti_mot", "cameras", "image_02", r"a list of one is \[image_02\]"),
+    ],
+)
+def test_options_of_another_type_are_refused(
+    tiny_nuscenes: Any, tiny_kitti: Path, tiny_mot: Any, kind: str, name: str, value: object, expected: str
+) -> None:
+    root = {"nuscenes": tiny_nuscenes.write, "semantic_kitti": lambda: tiny_kitti, "kitti_mot": lambda: tiny_mot.root}
+    with pytest.raises(DataError, match=rf"data set {kind}: option {name} is {re.escape(repr(value))}: .*{expected}"):
+        open_log(kind, root[kind](), **{name: value})
+
+
+def test_options_of_the_right_type_are_not(tiny_nuscenes: Any, tiny_kitti: Path) -> None:
+    open_log("nuscenes", tiny_nuscenes.write(), tags=["night"], without_tags=("rain",), sweeps=False, scenes=None)
+    open_log("semantic_kitti", tiny_kitti, keyframe_every=1, z_origin=-2, unlabelled="free")
 
 
 def test_a_reader_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
