@@ -137,12 +137,15 @@ def read_npz(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def checked_intrinsics(where: str, K: npt.ArrayLike) -> Float[np.ndarray, "3 3"]:
-    """K as float64 with pixel centres moved from whole numbers to +0.5; DataError for a singular one.
+    """K as float64 with pixel centres moved from whole numbers to +0.5; DataError for a singular one or none.
 
     Data sets calibrated with OpenCV (nuScenes, KITTI) call the centre of the first pixel (0, 0); here it is
     (0.5, 0.5), so both principal-point coordinates grow by half a pixel.
     """
-    matrix = np.array(K, dtype=np.float64)
+    try:
+        matrix = np.array(K, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: camera matrix {K!r:.80} is not 3 rows of 3 numbers; repair it") from error
     try:
         check_intrinsics(where, matrix)
     except ValueError as error:

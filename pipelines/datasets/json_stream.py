@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipelines.datasets.records import DataError
 
@@ -24,7 +24,7 @@ def stream_records(path: Path, chunk: int = CHUNK_CHARACTERS) -> Iterator[dict[s
         chunk: characters read at a time. Peak memory is a few chunks, whatever the size of the file.
 
     Raises:
-        DataError: the file is missing, is not an array of objects, ends early, or is not JSON.
+        DataError: the file is missing, is not an array of objects, ends early, or is not JSON in UTF-8.
     """
     try:
         file = path.open(encoding="utf-8-sig")
@@ -32,7 +32,7 @@ def stream_records(path: Path, chunk: int = CHUNK_CHARACTERS) -> Iterator[dict[s
         raise DataError(f"{path}: cannot read this table ({error.strerror}); unpack the data set's tables") from error
     decoder = json.JSONDecoder()
     with file:
-        buffer = file.read(chunk)
+        buffer = _read(file, chunk, path, 0)
         position = _skip(_BLANK, buffer, 0)
         if buffer[position : position + 1] != "[":
             raise DataError(f"{path}: expected a JSON array of records, found {buffer[position : position + 20]!r}")
@@ -45,7 +45,7 @@ def stream_records(path: Path, chunk: int = CHUNK_CHARACTERS) -> Iterator[dict[s
             try:
                 record, position = decoder.raw_decode(buffer, position)
             except json.JSONDecodeError as error:
-                more = file.read(chunk)
+                more = _read(file, chunk, path, count)
                 if not more or len(buffer) - position > MAX_RECORD_CHARACTERS:
                     raise DataError(_damage(path, count, error, truncated=not more)) from error
                 buffer, position = buffer[position:] + more, 0
@@ -54,6 +54,16 @@ def stream_records(path: Path, chunk: int = CHUNK_CHARACTERS) -> Iterator[dict[s
                 raise DataError(f"{path}: record {count} is {record!r:.40}, expected an object; unpack the table again")
             count += 1
             yield record
+
+
+def _read(file: TextIO, chunk: int, path: Path, count: int) -> str:
+    try:
+        return file.read(chunk)
+    except UnicodeDecodeError as error:
+        wrong = error.object[error.start]
+        raise DataError(
+            f"{path}: byte 0x{wrong:02x}, which is not UTF-8, after {count} records or more; unpack the table again"
+        ) from error
 
 
 def _skip(pattern: re.Pattern[str], buffer: str, position: int) -> int:

@@ -19,7 +19,7 @@ from pipelines.datasets.kitti_files import grid_from, image_numbers, image_path,
 from pipelines.datasets.kitti_mot_calibration import CAMERAS, KittiMotCalibration, read_kitti_mot_calibration
 from pipelines.datasets.kitti_mot_labels import TrackedBox, labelled_boxes, read_tracks
 from pipelines.datasets.kitti_mot_truth import KittiMotTruth
-from pipelines.datasets.oxts import oxts_interval, oxts_poses, read_oxts
+from pipelines.datasets.oxts import check_steps, oxts_interval, oxts_poses, read_oxts
 from pipelines.datasets.records import CameraImage, DataError, Frame, LabelledBox, LidarSweep, Scene
 from pipelines.datasets.semantic_kitti_truth import KITTI_CLASSES
 from pipelines.datasets.truth import MOVABLE_CLASSES
@@ -203,6 +203,7 @@ class KittiMotLog:
             self._note(f"{name}: oxts has {len(rows)} records, and the images end at frame {count - 1}")
         if calibration.ego_from_imu is None:
             raise DataError(f"{self._file(name, 'calib')}: no row 'Tr_imu_velo', without which oxts/ gives no poses")
+        check_steps(path, rows, self.frame_interval_s)
         found = oxts_interval(rows)
         if found is not None and abs(found / self.frame_interval_s - 1) > _INTERVAL_TOLERANCE:
             self._note(

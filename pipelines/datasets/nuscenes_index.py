@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.datasets.json_stream import stream_records
+from pipelines.datasets.nuscenes_rows import count, matrix, numbers, text, whole
 from pipelines.datasets.records import DataError
 
 BATCH = 8192
@@ -91,7 +92,7 @@ def read_scenes(tables: Path) -> list[SceneRow]:
     path = tables / "scene.json"
     return [
         SceneRow(
-            _get(path, r, "token"), _get(path, r, "name"), str(r.get("description", "")), int(r.get("nbr_samples") or 0)
+            text(path, r, "token"), text(path, r, "name"), str(r.get("description", "")), count(path, r, "nbr_samples")
         )
         for r in stream_records(path)
     ]
@@ -110,7 +111,7 @@ def build_index(tables: Path, scenes: list[SceneRow], sweeps: bool = True) -> Nu
         sweeps: keep the camera images between keyframes.
 
     Raises:
-        DataError: a table that is missing or damaged, or a row that lacks a field.
+        DataError: a table that is missing or damaged, or a row that lacks a field or has something else in it.
     """
     samples = _read_samples(tables, scenes)
     calibrations, ignored = _read_calibrations(tables)
@@ -137,12 +138,12 @@ def _read_samples(tables: Path, scenes: list[SceneRow]) -> SampleTable:
     scene_number = {scene.token: i for i, scene in enumerate(scenes)}
     out = SampleTable()
     for record in stream_records(path):
-        number = scene_number.get(_get(path, record, "scene_token"))
+        number = scene_number.get(text(path, record, "scene_token"))
         if number is None:
             continue
-        out.token.append(_get(path, record, "token"))
+        out.token.append(text(path, record, "token"))
         out.scene.append(number)
-        out.timestamp.append(int(_get(path, record, "timestamp")))
+        out.timestamp.append(whole(path, record, "timestamp"))
         out.next_token.append(str(record.get("next") or ""))
     return out
 
@@ -150,12 +151,12 @@ def _read_samples(tables: Path, scenes: list[SceneRow]) -> SampleTable:
 def _read_calibrations(tables: Path) -> tuple[list[Calibration], set[str]]:
     """Calibrations of the cameras and the LiDAR, and the tokens of those of other sensors (radar)."""
     sensor_path, path = tables / "sensor.json", tables / "calibrated_sensor.json"
-    channels = {_get(sensor_path, r, "token"): _get(sensor_path, r, "channel") for r in stream_records(sensor_path)}
+    channels = {text(sensor_path, r, "token"): text(sensor_path, r, "channel") for r in stream_records(sensor_path)}
     kept: list[Calibration] = []
     ignored: set[str] = set()
     for record in stream_records(path):
-        token = _get(path, record, "token")
-        channel = channels.get(_get(path, record, "sensor_token"), "")
+        token = text(path, record, "token")
+        channel = channels.get(text(path, record, "sensor_token"), "")
         if not channel:
             raise DataError(f"{path}: row {token} names a sensor that sensor.json lacks; unpack the tables again")
         if not (channel.startswith("CAM") or channel == LIDAR_CHANNEL):
@@ -165,9 +166,9 @@ def _read_calibrations(tables: Path) -> tuple[list[Calibration], set[str]]:
             Calibration(
                 token,
                 channel,
-                tuple(_get(path, record, "rotation")),
-                tuple(_get(path, record, "translation")),
-                tuple(tuple(row) for row in record.get("camera_intrinsic") or ()),
+                numbers(path, record, "rotation"),
+                numbers(path, record, "translation"),
+                matrix(path, record, "camera_intrinsic"),
             )
         )
     return kept, ignored
@@ -186,27 +187,27 @@ def _read_sample_data(
     def kept() -> Iterator[tuple[Any, ...]]:
         nonlocal uncalibrated
         for record in stream_records(path):
-            sample = sample_number.get(_get(path, record, "sample_token"))
-            calibration_token = _get(path, record, "calibrated_sensor_token")
+            sample = sample_number.get(text(path, record, "sample_token"))
+            calibration_token = text(path, record, "calibrated_sensor_token")
             if sample is None or calibration_token in ignored:
                 continue
             calibration = calibration_number.get(calibration_token)
             if calibration is None:
                 uncalibrated += 1
                 continue
-            filename = _get(path, record, "filename")
+            filename = text(path, record, "filename")
             keyframe = bool(record.get("is_key_frame", filename.startswith("samples/")))
             if not keyframe and not (sweeps and is_camera[calibration]):
                 continue
             yield (
-                _get(path, record, "token").encode(),
+                text(path, record, "token").encode(),
                 filename.encode(),
                 sample,
                 calibration,
-                int(_get(path, record, "timestamp")),
+                whole(path, record, "timestamp"),
                 keyframe,
-                (int(record.get("height") or 0), int(record.get("width") or 0)),
-                _get(path, record, "ego_pose_token").encode(),
+                (count(path, record, "height"), count(path, record, "width")),
+                text(path, record, "ego_pose_token").encode(),
             )
 
     dtypes = ("S", "S", np.int32, np.int32, np.int64, np.bool_, np.int32, "S")
@@ -228,11 +229,11 @@ def _read_poses(tables: Path, wanted: np.ndarray) -> npt.NDArray[np.float64]:
         return poses
     records = stream_records(path)
     while batch := list(islice(records, BATCH)):
-        tokens = np.array([_get(path, r, "token").encode() for r in batch])
+        tokens = np.array([text(path, r, "token").encode() for r in batch])
         position = np.searchsorted(unique, tokens).clip(max=len(unique) - 1)
         for i in np.flatnonzero(unique[position] == tokens):
             record = batch[i]
-            values = (*_get(path, record, "rotation"), *_get(path, record, "translation"))
+            values = (*numbers(path, record, "rotation"), *numbers(path, record, "translation"))
             if len(values) != 7:
                 raise DataError(f"{path}: row {record['token']} needs 4 + 3 numbers, found {values}; repair it")
             poses[position[i]] = values
@@ -247,12 +248,3 @@ def _columns(rows: Iterable[tuple[Any, ...]], dtypes: tuple[Any, ...]) -> list[n
         for chunk, values, dtype in zip(chunks, zip(*batch, strict=True), dtypes, strict=True):
             chunk.append(np.array(values, dtype=dtype).reshape(-1))
     return [np.concatenate(chunk) for chunk in chunks]
-
-
-def _get(path: Path, record: dict[str, Any], name: str) -> Any:
-    try:
-        return record[name]
-    except KeyError:
-        raise DataError(
-            f"{path}: row {record.get('token', record)} has no field '{name}'; this is not a nuScenes v1.0 table"
-        ) from None

@@ -16,6 +16,8 @@ east, forward, to the left, up (m/s), then accelerations, rates and the receiver
 LATITUDE, LONGITUDE, ALTITUDE, ROLL, PITCH, YAW, NORTH, EAST = range(8)
 _LIMITS = {LATITUDE: ("latitude", 85.0), LONGITUDE: ("longitude", 180.0)}
 _LEAST_WAY_M = 20.0
+_JUMP_M = 20.0
+"""What a step may be longer than twice the way at its speed: positions do jump by metres when satellites come back."""
 
 
 def read_oxts(path: Path) -> Float[np.ndarray, "n 30"]:
@@ -75,6 +77,26 @@ def attitude(roll: float, pitch: float, yaw: float) -> Float[np.ndarray, "3 3"]:
     about_y = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
     about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
     return about_z @ about_y @ about_x
+
+
+def check_steps(path: Path, rows: Float[np.ndarray, "n 30"], interval_s: float) -> None:
+    """DataError naming the first record of `path` that lies too far from the one before for the speeds of both.
+
+    A record of zeros is a place on Earth too: in the Gulf of Guinea.
+    """
+    scale = float(np.cos(np.deg2rad(rows[0, LATITUDE])))
+    places = np.column_stack([mercator(rows[:, LATITUDE], rows[:, LONGITUDE], scale), rows[:, ALTITUDE]])
+    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    speed = np.hypot(rows[:, NORTH], rows[:, EAST])
+    allowed = _JUMP_M + 2 * interval_s * np.maximum(speed[1:], speed[:-1])
+    wrong = np.flatnonzero(steps > allowed)
+    if wrong.size:
+        i = int(wrong[0])
+        raise DataError(
+            f"{path}: line {i + 2} lies {steps[i]:.0f} m from line {i + 1}, where {interval_s:g} s at the recorded "
+            f"speeds ({speed[i]:.1f} and {speed[i + 1]:.1f} m/s) allow {allowed[i]:.0f} m ({wrong.size} such steps); "
+            "restore this file, or correct frame_interval_s"
+        )
 
 
 def oxts_interval(rows: Float[np.ndarray, "n 30"]) -> float | None:

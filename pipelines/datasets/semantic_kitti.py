@@ -112,7 +112,13 @@ class SemanticKittiLog:
             raise DataError(f"{folder}: no such sequence; here are {', '.join(self.scene_names()) or 'none'}")
         calibration = read_calibration(folder / "calib.txt")
         poses = read_rows(folder / "poses.txt", 12).reshape(-1, 3, 4)
-        times = np.rint(read_rows(folder / "times.txt", 1)[:, 0] * 1e6).astype(np.int64)
+        seconds = read_rows(folder / "times.txt", 1)[:, 0]
+        if not np.isfinite(seconds).all():
+            line = int(np.flatnonzero(~np.isfinite(seconds))[0]) + 1
+            raise DataError(
+                f"{folder / 'times.txt'}: line {line} is {seconds[line - 1]}, expected seconds; restore this file"
+            )
+        times = np.rint(seconds * 1e6).astype(np.int64)
         if len(times) < len(poses):
             raise DataError(f"{folder / 'times.txt'}: {len(times)} times for {len(poses)} poses; restore this file")
         check_increasing(str(folder / "times.txt"), [f"frame {i}" for i in range(len(times))], times)
@@ -200,12 +206,14 @@ def read_calibration(path: Path) -> KittiCalibration:
     """`calib.txt`: P2 = K (I | t) projects from camera 0's rectified frame, Tr is camera 0 from the velodyne.
 
     Raises:
-        DataError: missing file, missing or malformed P2 or Tr, singular K, a Tr that is not rigid.
+        DataError: missing file, missing or malformed P2 or Tr, singular K, an offset in P2 that is not finite, a
+            Tr that is not rigid.
     """
     rows = read_calibration_rows(path)
     P2, Tr = (calibration_row(path, rows, (3, 4), key) for key in ("P2", "Tr"))
     K = checked_intrinsics(f"{path}: P2", P2[:, :3])
     cam0_from_ego = checked_pose(f"{path}: Tr", from_rotation_translation(Tr[:, :3], Tr[:, 3]))
     # The offset belongs to the K that P2 was built with, so it is taken before the half-pixel move.
-    cam2_from_cam0 = from_rotation_translation(np.eye(3), np.linalg.solve(P2[:, :3], P2[:, 3]))
+    offset = np.linalg.solve(P2[:, :3], P2[:, 3])
+    cam2_from_cam0 = checked_pose(f"{path}: P2", from_rotation_translation(np.eye(3), offset))
     return KittiCalibration(K, invert(cam2_from_cam0 @ cam0_from_ego), cam0_from_ego)

@@ -54,6 +54,16 @@ def test_damage_is_named(tmp_path: Path, text: str, complaint: str) -> None:
         list(stream_records(path))
 
 
+@pytest.mark.parametrize("chunk", [8, 1 << 20])
+def test_a_byte_that_is_no_text_is_named(tmp_path: Path, chunk: int) -> None:
+    path = tmp_path / "table.json"
+    path.write_bytes(b'[{"a": 1}, {"a": "\xff"}]')
+    with pytest.raises(
+        DataError, match=r"table\.json: byte 0xff, which is not UTF-8, after [01] records or more; unpack"
+    ):
+        list(stream_records(path, chunk))
+
+
 def test_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.json.*No such file"):
         list(stream_records(tmp_path / "absent.json"))

@@ -61,6 +61,15 @@ def test_oxts_of_another_length(tiny_mot: Any) -> None:
         log.scene("training_0001")
 
 
+def test_a_record_of_zeros(tiny_mot: Any) -> None:
+    path = tiny_mot.root / "training" / "oxts" / "0001.txt"
+    lines = path.read_text().splitlines()
+    lines[5] = " ".join(["0"] * 30)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"0001\.txt: line 6 lies \d{7} m from line 5"):
+        KittiMotLog(tiny_mot.root).scene("training_0001")
+
+
 def test_damaged_files(tiny_mot: Any) -> None:
     root = tiny_mot.root
     log = KittiMotLog(root)

@@ -43,6 +43,35 @@ def test_bad_rotation(tiny_nuscenes: Any, rotation: list[float]) -> None:
     _fails(tiny_nuscenes, "calibrated_sensor.json", "scene-0103-LIDAR_TOP-cal", "quaternion")
 
 
+@pytest.mark.parametrize(
+    ("table", "token", "name", "value", "expected"),
+    [
+        ("ego_pose", "pose-scene-0061-CAM_FRONT-006", "rotation", None, "list of numbers"),
+        ("ego_pose", "pose-scene-0061-CAM_FRONT-006", "rotation", [1, 0, 0, None], "list of numbers"),
+        ("ego_pose", "pose-scene-0061-CAM_FRONT-006", "translation", ["a", 0, 0], "list of numbers"),
+        ("calibrated_sensor", "scene-0061-CAM_BACK-cal", "translation", None, "list of numbers"),
+        ("calibrated_sensor", "scene-0061-CAM_BACK-cal", "camera_intrinsic", [1, 2, 3], "list of numbers"),
+        ("sample_data", "scene-0061-CAM_FRONT-006", "timestamp", "x", "whole number"),
+        ("sample_data", "scene-0061-CAM_FRONT-006", "timestamp", 1532402900.5, "whole number"),
+        ("sample_data", "scene-0061-CAM_FRONT-006", "timestamp", 1e30, "whole number"),
+        ("sample_data", "scene-0061-CAM_FRONT-006", "height", "x", "whole number"),
+        ("sample_data", "scene-0061-CAM_FRONT-006", "filename", None, "text"),
+        ("sample", "scene-0061-sample-1", "timestamp", None, "whole number"),
+        ("scene", "scene-0061", "nbr_samples", "x", "whole number"),
+    ],
+)
+def test_fields_of_another_type(
+    tiny_nuscenes: Any, table: str, token: str, name: str, value: object, expected: str
+) -> None:
+    tiny_nuscenes.row(table, token)[name] = value
+    _fails(tiny_nuscenes, f"{table}.json", token, f"{name} is {value!r}", expected)
+
+
+def test_ragged_intrinsics(tiny_nuscenes: Any) -> None:
+    tiny_nuscenes.row("calibrated_sensor", "scene-0061-CAM_BACK-cal")["camera_intrinsic"][1] = [0, 50]
+    _fails(tiny_nuscenes, "calibrated_sensor.json", "scene-0061-CAM_BACK-cal", "3 rows of 3 numbers")
+
+
 def test_samples_that_run_backwards(tiny_nuscenes: Any) -> None:
     first, second = (tiny_nuscenes.row("sample", f"scene-0061-sample-{t}") for t in (0, 1))
     first["timestamp"], second["timestamp"] = second["timestamp"], first["timestamp"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from pipelines.datasets.oxts import oxts_interval, oxts_poses, read_oxts
+from pipelines.datasets.oxts import check_steps, oxts_interval, oxts_poses, read_oxts
 from pipelines.datasets.records import DataError
 
 METRES_PER_DEGREE = math.pi * 6378137 / 180
@@ -97,6 +97,25 @@ def test_records_that_cannot_be(tmp_path: Path, column: int, value: str, complai
     path.write_text("".join(" ".join(line) + "\n" for line in lines))
     with pytest.raises(DataError, match=complaint):
         read_oxts(path)
+
+
+def test_a_step_too_long_for_its_speeds(tmp_path: Path) -> None:
+    metre = 1 / (METRES_PER_DEGREE * math.cos(math.radians(49)))
+    rows = records(*((49, 8.4 + 3 * metre * i, 100, 0, 0, 0) for i in range(6)))
+    rows[:, 7] = 30
+    check_steps(tmp_path / "0000.txt", rows, 0.1)
+    jumped = rows.copy()
+    jumped[3:, 1] += 22 * metre  # 25 m, where 20 m and twice 3 m are put up with
+    check_steps(tmp_path / "0000.txt", jumped, 0.1)
+    jumped[3:, 1] += 2 * metre
+    with pytest.raises(
+        DataError, match=r"0000\.txt: line 4 lies 27 m from line 3, where 0\.1 s .*30\.0 m/s\) allow 26 m"
+    ):
+        check_steps(tmp_path / "0000.txt", jumped, 0.1)
+    rows[2] = 0
+    # Straight through the Earth it would be less; on the map of the first latitude it is this far.
+    with pytest.raises(DataError, match=r"line 3 lies \d{7} m from line 2.* \(2 such steps\); restore this file"):
+        check_steps(tmp_path / "0000.txt", rows, 0.1)
 
 
 def test_missing_and_empty_tables(tmp_path: Path) -> None:

@@ -122,10 +122,12 @@ def test_splits_and_roots(tiny_kitti: Path) -> None:
     ("name", "old", "new", "complaint"),
     [
         ("calib.txt", "P2: 6.0", "P2: 0.0", r"calib\.txt: P2: singular"),
+        ("calib.txt", " 3.500000000000e+00", " nan", r"calib\.txt: P2: expected finite 4x4"),
         ("calib.txt", "P2:", "P9:", r"calib\.txt: 'P2' needs 12 numbers, found no such row"),
         ("calib.txt", "Tr: ", "Tr: 1.0 ", r"'Tr' needs 12 numbers, found 13"),
         ("calib.txt", "Tr: -1.", "Tr: -9.", r"calib\.txt: Tr: not a rotation"),
         ("times.txt", "3.000000e-01", "1.000000e-01", r"times\.txt: timestamps must increase, but frame 2 has 200000"),
+        ("times.txt", "0.000000e+00", "nan", r"times\.txt: line 1 is nan, expected seconds"),
         ("times.txt", "3.000000e-01", "x", r"times\.txt: line 4 is 'x'"),
         ("times.txt", "1.100000e+00\n", "", r"times\.txt: 11 times for 12 poses"),
         ("poses.txt", "1.000000000000e+00 0", "2.000000000000e+00 0", r"poses\.txt: line 1: not a rotation"),
