@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from pipelines.config import json_digest
 from pipelines.datasets.files import check_image, load_image
 from pipelines.datasets.records import CameraImage, DataError, Frame, LidarSweep, Log, Scene
+from pipelines.datasets.zero_runs import JPEG_RUN, zeros_in_jpeg
 from storage import files
 from storage.asides import INPUTS, seal, unseal
 from storage.backend import backend
@@ -28,12 +29,16 @@ from storage.location import Location
 _IMAGE_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 """First bytes of JPEG and PNG files and the marker that ends a whole one: decoders fill a cut file with grey."""
 
+CHECKS = 1
+"""Counts what files are checked for: with another check, sound files of fewer are looked at again. 1: runs of zeros."""
+
 
 @dataclass(frozen=True)
 class FileFacts:
     """What is known of one raw file. `fault` says why it cannot be used; `points` counts a LiDAR file's points.
 
-    `decoded`: [height, width] of the calibration that an image was decoded for, None where it was not.
+    `decoded`: [height, width] of the calibration that an image was decoded for, None where it was not. `checks`: the
+    CHECKS when it was looked at.
     """
 
     size: int
@@ -42,6 +47,7 @@ class FileFacts:
     fault: str | None = None
     points: int = 0
     decoded: list[int] | None = None
+    checks: int = CHECKS
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,8 @@ def known_inputs(scene: Scene, root: Path, kept: Location, decode: bool = False)
 def examine_inputs(log: Log, scene: Scene, root: Path, kept: Location, decode: bool = False) -> SceneInputs:
     """Hash and check every raw file of a scene, reusing what is known and unchanged, and keep the result in `kept`.
 
-    Checked: the file is there and not empty, an image ends with its end marker, the reader can read a LiDAR sweep.
+    Checked: the file is there and not empty, an image ends with its end marker, a JPEG has no block of zeros,
+    the reader can read a LiDAR sweep.
     With `decode` also that an image can be decoded and has its calibration's size: a scene whose faults are left out
     has to know them all before its table is written.
     """
@@ -129,7 +136,7 @@ def examine_inputs(log: Log, scene: Scene, root: Path, kept: Location, decode: b
 
 def _holds(facts: FileFacts, path: Path, record: CameraImage | LidarSweep, decode: bool) -> bool:
     """Whether the file is as it was when these facts were found, and they say what is asked."""
-    if (facts.size, facts.mtime_ns) != _stat(path):
+    if (facts.size, facts.mtime_ns) != _stat(path) or facts.checks != CHECKS:
         return False
     if not isinstance(record, CameraImage) or not facts.digest:
         return True
@@ -177,7 +184,7 @@ def _examine(log: Log, path: Path, record: CameraImage | LidarSweep, decode: boo
 
 
 def image_fault(path: Path, data: bytes) -> str | None:
-    """Why the bytes of an image file are not a whole JPEG or PNG image, or None."""
+    """Why the bytes of an image file are not a whole JPEG or PNG image, or None; told without decoding."""
     remedy = "copy the file again from the data set, or set on_error: skip"
     if not data:
         return f"{path}: empty file; {remedy}"
@@ -187,6 +194,9 @@ def image_fault(path: Path, data: bytes) -> str | None:
     # Some encoders pad the file after the end marker; a cut one has none near its end.
     if end not in data[-64:]:
         return f"{path}: truncated image, {len(data)} bytes without an end marker; {remedy}"
+    zeros = zeros_in_jpeg(data) if data[:1] == b"\xff" else None
+    if zeros is not None:
+        return f"{path}: damaged image, {JPEG_RUN} or more zero bytes from byte {zeros} of {len(data)} on; {remedy}"
     return None
 
 
@@ -201,7 +211,7 @@ def _decoding_fault(image: CameraImage, data: bytes) -> str | None:
 def _load_facts(kept: Location, root: Path) -> dict[Path, FileFacts]:
     try:
         rows = json.loads(unseal(backend(kept.parent).get(kept.name).removesuffix(b"\n")))
-        return {root / path: FileFacts(**facts) for path, facts in rows.items()}
+        return {root / path: FileFacts(**{"checks": 0, **facts}) for path, facts in rows.items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from geometry.cameras import check_intrinsics
 from geometry.transforms import check_rigid
 from pipelines.datasets.records import CameraImage, DataError
+from pipelines.datasets.zero_runs import LIDAR_RUN, zeros_in_lidar
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -104,13 +105,18 @@ def load_image(image: CameraImage) -> UInt8[np.ndarray, "height width 3"]:
     return read_image(image.path, (image.height, image.width))
 
 
-def read_lidar_file(path: Path, columns: int) -> Float[np.ndarray, "n 4"]:
+def read_lidar_file(path: Path, columns: int, no_returns: bool = False) -> Float[np.ndarray, "n 4"]:
     """x y z intensity, float32, metres in the sensor's frame, of a raw float32 file with `columns` values per point.
 
     Points with a non-finite coordinate are dropped.
 
+    Args:
+        path: the file.
+        columns: values per point, the first four being x y z intensity.
+        no_returns: the sensor writes zeros where nothing came back, so that many of them are no damage.
+
     Raises:
-        DataError: missing or empty file, or one that ends inside a point.
+        DataError: missing or empty file, one that ends inside a point, or one with a block of zeros.
     """
     size = file_size(path, "LiDAR sweep")
     row = 4 * columns
@@ -119,7 +125,14 @@ def read_lidar_file(path: Path, columns: int) -> Float[np.ndarray, "n 4"]:
             f"{path}: truncated LiDAR file: {size} bytes are not a whole number of points "
             f"({columns} float32 = {row} bytes each); {GET_IT_AGAIN}"
         )
-    points = np.fromfile(path, dtype="<f4").reshape(-1, columns)[:, :4]
+    data = path.read_bytes()
+    zeros = None if no_returns else zeros_in_lidar(data)
+    if zeros is not None:
+        raise DataError(
+            f"{path}: damaged LiDAR file: {LIDAR_RUN} or more zero bytes from point {zeros // row} of {size // row} "
+            f"on; {GET_IT_AGAIN}"
+        )
+    points = np.frombuffer(data, dtype="<f4").reshape(-1, columns)[:, :4]
     return np.ascontiguousarray(points[np.isfinite(points[:, :3]).all(axis=1)], dtype=np.float32)
 
 

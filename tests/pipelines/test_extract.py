@@ -14,6 +14,7 @@ import pytest
 from pipelines.config import CuesConfig
 from pipelines.datasets.records import DataError
 from pipelines.extract import extract_log, extract_scene, going_on
+from pipelines.inputs import CHECKS
 from pipelines.plan import plan
 from storage.asides import unseal
 from storage.errors import SchemaVersionError, StoreError
@@ -135,6 +136,12 @@ def test_another_run_at_the_same_units_is_noticed(cues_config: ConfigMaker) -> N
         assert f"process {os.getpid()}" in str(going_on(config, work))
 
 
+def _zeroed_jpeg(path: Path) -> bytes:
+    data = cv2.imencode(".jpg", cv2.imread(str(path)))[1].tobytes()
+    middle = len(data) // 2
+    return data[:middle] + bytes(100) + data[middle + 100 :]
+
+
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "truncated image": ("image_2/000002.png", lambda p: p.write_bytes(p.read_bytes()[:-200]), "truncated"),
     "empty image": ("image_2/000002.png", lambda p: p.write_bytes(b""), "empty"),
@@ -145,6 +152,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "damaged",
     ),
     "another size": ("image_2/000002.png", lambda p: cv2.imwrite(str(p), np.zeros((30, 40, 3), np.uint8)), "40x30"),
+    "zeros in LiDAR": (
+        "velodyne/000002.bin",
+        lambda p: p.write_bytes(p.read_bytes()[:160] + bytes(len(p.read_bytes()) - 160)),
+        "zero bytes from point 10 of 52",
+    ),
+    "zeros in a JPEG": ("image_2/000002.png", lambda p: p.write_bytes(_zeroed_jpeg(p)), "zero bytes"),
     "truncated LiDAR": ("velodyne/000002.bin", lambda p: p.write_bytes(p.read_bytes()[:-3]), "truncated LiDAR"),
 }
 
@@ -205,6 +218,20 @@ def test_files_once_taken_for_sound_are_decoded_under_on_error_skip(cues_config:
     report = extract_log(config)
     assert list(report.skipped_files) == [str(path)]
     assert not StoreReader(config.store).scene("01").table.camera_valid[1, 0]
+    assert plan(config).count("current") == UNITS
+
+
+def test_facts_from_before_a_check_are_found_again(cues_config: ConfigMaker) -> None:
+    config = cues_config()
+    extract_log(config)
+    for scene in ("00", "01"):
+        old = _kept_facts(config, scene)
+        for facts in old.values():
+            del facts["checks"]
+        (config.store / "inputs" / f"{scene}.json").write_bytes(json.dumps(old).encode() + b"\n")  # type: ignore[union-attr]
+    assert plan(config).count("stale") == UNITS
+    assert extract_log(config).committed == UNITS
+    assert {facts["checks"] for facts in _kept_facts(config, "00").values()} == {CHECKS}
     assert plan(config).count("current") == UNITS
 
 
