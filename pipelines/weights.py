@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.config import ConfigError, closest
-from pipelines.weight_files import CHECKPOINT_SUFFIXES, FOLDER_FILES, FaultyWeights, check_file, folder_files
+from pipelines.weight_files import (
+    CHECKPOINT_SUFFIXES,
+    FOLDER_FILES,
+    FaultyWeights,
+    check_file,
+    check_members,
+    folder_files,
+)
 from pipelines.weight_sources import SOURCES, WeightSource
 
 HOME_VARIABLE = "OCCFLOW_WEIGHTS"
@@ -127,7 +134,8 @@ def check_weights(path: Path) -> list[Path]:
 def weights_digest(path: Path) -> str:
     """SHA-256 (hex) of a checkpoint; of a folder, over names and digests of the files that decide what the model is.
 
-    Where the files lie and what else lies there does not count. A file is read once per process unless it changes.
+    Where the files lie and what else lies there does not count. A file is read once per process unless it changes;
+    twice, if it has checksums of its own and no published digest speaks for it.
 
     Raises:
         WeightsError: not whole, or a file that has the name of a published one and is not it.
@@ -135,28 +143,49 @@ def weights_digest(path: Path) -> str:
     files = check_weights(path)
     if files == [path]:
         digest = file_digest(path)
-        published = next((row.sha256 for row in SOURCES if row.sha256 and row.file == path.name), digest)
-        if digest != published:
+        published = next((row.sha256 for row in SOURCES if row.sha256 and row.file == path.name), None)
+        if published is None:
+            _check_content(path)
+        elif digest != published:
             raise WeightsError(
                 f"{path}: SHA-256 is {digest}, but the published file of this name has {published}: get it again, or "
                 "rename it if it is your own"
             )
         return digest
+    for file in files:
+        _check_content(file)
     lines = "".join(f"{file_digest(file)}  {file.name}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of a file; read again only if its size or time has changed."""
+    return _digest(*_facts(path))
+
+
+def _check_content(path: Path) -> None:
+    """Raise WeightsError unless a file agrees with its own checksums; read again only if it has changed."""
+    try:
+        _members_checked(*_facts(path))
+    except FaultyWeights as error:
+        raise WeightsError(str(error)) from None
+
+
+def _facts(path: Path) -> tuple[str, int, int]:
     real = path.resolve()
     facts = real.stat()
-    return _digest(str(real), facts.st_size, facts.st_mtime_ns)
+    return str(real), facts.st_size, facts.st_mtime_ns
 
 
 @lru_cache(256)
 def _digest(path: str, size: int, time: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(256)
+def _members_checked(path: str, size: int, time: int) -> None:
+    check_members(Path(path))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,33 @@ def test_a_whole_file_passes_and_every_cut_is_told(tmp_path: Path, name: str) ->
             check_weights(path)
 
 
+def test_damage_inside_a_file_of_pytorch_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(STATE, path)
+    weights_digest(path)
+    whole = path.read_bytes()
+    inside = whole.find(STATE["layer.weight"].numpy().tobytes())
+    path.write_bytes(whole[: inside + 400] + bytes(64) + whole[inside + 464 :])
+    with pytest.raises(WeightsError, match=r"w\.pth: w/data/0 in it is damaged \(Bad CRC-32.*download it again"):
+        weights_digest(path)
+    found = look(source("gmflow-scale1-things"), path)
+    assert (found.state, "w/data/0" in found.detail) == ("damaged", True)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    path.rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin: w/data/0 in it is damaged"):
+        weights_digest(tmp_path / "model")
+
+
+def test_a_file_without_checksums_is_taken_as_it_is(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert weights_digest(tmp_path / "w.pth")
+
+
 def test_other_things_under_that_name_are_told(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     for content, words in [
