@@ -11,7 +11,7 @@ import occflow_eval
 import occflow_inspect
 import occflow_store
 import occflow_weights
-from occflow_shell import ScenesOption, names, out, overrides, preset_list, say, verb
+from occflow_shell import ScenesOption, names, out, overrides, preset_list, refuse, say, verb
 
 # Threads that spin while they wait take the core that others need: on a busy machine a training step was seen to take
 # ten times as long. Read when torch is loaded, so it is set before.
@@ -129,6 +129,8 @@ def deploy(
     from pipelines.config import load_config
     from pipelines.deployments import deploy as deploy_flow
 
+    if cron is None:
+        refuse({"--timezone": timezone}, "this is for --cron, which is not given")
     settings = load_config(config, overrides(set_ or []) | _said({"dataset.root": root, "store": store}))
     given: dict[str, Any] = {"cron": cron, "timezone": timezone, "image": image}
     given |= {"scenes": names(scenes), "cues": names(cues)}

@@ -43,6 +43,7 @@ def inspect(
     """Whether a store's labels can be trained on: checks, a page that shows where they fail, marks that exclude."""
     from eval.inspection.report import beside, make_report
     from eval.inspection.rerun_export import export_recordings, rerun_sdk
+    from eval.inspection.serve import require_port
     from eval.inspection.settings import load_settings
 
     given: dict[str, Any] = {"sample": sample, "every": every or None, "seed": seed, "scenes": names(scenes)}
@@ -57,8 +58,13 @@ def inspect(
         refuse(whole | {"--sample": sample, "--all": every or None}, "--scene and --frame draw one image and no more")
         _sheets(store, settings, folder, scene, frame, camera)
         return
+    # What cannot be done is told before the inspection, not after.
     if rrd is not None:
-        rerun_sdk()  # whoever lacks it is told before the inspection, not after
+        rerun_sdk()
+    if exclude is not None:
+        _reviewed(exclude)
+    if serve:
+        require_port(host or HOST, PORT if port is None else port)
     with _bar("inspect") as tick:
         made = make_report(store, folder, settings, against, tick)
     _show(made.inspection.result)
@@ -116,13 +122,20 @@ def _show(result: dict[str, Any]) -> None:
 def _exclude(found: Any, path: Path) -> None:
     """Write the automatic exclusions, keeping the marks that a reviewer made in the same file."""
     from eval.inspection.reject import automatic
-    from storage.exclusions import merged, read_exclusions, write_exclusions
+    from storage.exclusions import merged, write_exclusions
 
-    kept = [mark for mark in read_exclusions(path) if not mark.by.startswith("check:")] if path.exists() else []
+    kept = _reviewed(path)
     marks = automatic(found)
     write_exclusions(path, merged(kept, marks), found.result["store"])
     say(f"{len(marks)} keyframes excluded by checks, {len(kept)} marks of reviewers kept -> {path}")
     say(f"next: occflow train CONFIG --set data.exclude_files=[{path}]")
+
+
+def _reviewed(path: Path) -> list[Any]:
+    """The marks that reviewers made in a file, none where there is no such file."""
+    from storage.exclusions import read_exclusions
+
+    return [mark for mark in read_exclusions(path) if not mark.by.startswith("check:")] if path.exists() else []
 
 
 def _sheets(store: str, settings: Any, folder: Path, scene: str | None, frame: int | None, camera: str | None) -> None:

@@ -74,7 +74,11 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise CommandError(f"--set {pair}: expected key=value, such as runner.workers=4")
-        parsed[key] = yaml.safe_load(value)
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            why = getattr(error, "problem", None) or error
+            raise CommandError(f"--set {pair}: the value is no YAML ({why}); a list is written [a, b]") from None
     return parsed
 
 
@@ -97,5 +101,13 @@ def preset_list(package: str) -> str:
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
-    """ "a,b" as ("a", "b")."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+    """ "a,b" as ("a", "b"), None where the option was not given.
+
+    One that names nothing is refused: a script whose list came out empty would do nothing, or everything, and succeed.
+    """
+    if text is None:
+        return None
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise CommandError(f"{text!r}: names nothing; give names with commas between, or leave the option out for all")
+    return found

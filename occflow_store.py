@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from occflow_shell import names, out, say, verb
+from occflow_shell import CommandError, names, out, say, verb
 
 app = typer.Typer(help="Copy stores or parts of them, and tidy them up.", no_args_is_help=True)
 _LINES = 20
@@ -70,6 +70,8 @@ def prune(
     from storage.prune import prune as prune_store
     from storage.truth import truth_path
 
+    if truth:
+        _require_truth(store)
     for path in [store, *([truth_path(store)] if truth else [])]:
         found = prune_store(path, dry_run=dry_run)
         gone = [item for item in found if not item.kept]
@@ -85,6 +87,13 @@ def prune(
     say(f"next: occflow {'store prune' if dry_run else 'verify'} {store}")
 
 
+def _require_truth(store: str) -> None:
+    from storage.truth import truth_path
+
+    if not truth_path(store).exists():
+        raise CommandError(f"--truth: there is no truth store beside {store}; leave it out")
+
+
 def _transfer(source: str, destination: str, truth: bool, workers: int, dry_run: bool, **options: Any) -> None:
     """Cues first, then truth; exits with 1 where something is damaged in the source."""
     from storage.transfer import check_space, transfer
@@ -93,6 +102,7 @@ def _transfer(source: str, destination: str, truth: bool, workers: int, dry_run:
 
     pairs: list[tuple[Any, Any, dict[str, Any]]] = [(source, destination, options)]
     if truth:
+        _require_truth(source)
         every_cue = options | {"cues": None, "upstream": False}
         pairs.append((truth_path(source), truth_path(destination), every_cue))
     damaged: dict[Any, str] = {}

@@ -1,5 +1,6 @@
 """One unit of work in, one committed unit out: plain functions with no orchestrator; flows.py runs them as tasks."""
 
+import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,15 @@ from pipelines.models import in_turn
 from pipelines.plan import Plan, fingerprint, made_from, plan, upstream_marks
 from pipelines.scene_table import scene_table
 from pipelines.schedule import ExtractReport, Progress, run_units
+from pipelines.transient import is_transient
 from pipelines.workbench import workbench
 from storage.commit import CommitRecord, Provenance
 from storage.errors import CueMissing, StoreError
 from storage.journal import RunJournal, read_runs
 from storage.layout import INIT, UnitId
 from storage.store import CueStore
+
+log = logging.getLogger(__name__)
 
 
 def init_scene(config: CuesConfig, scene: str, truth: bool = False) -> CommitRecord:
@@ -156,7 +160,7 @@ def extract_log(
         try:
             run_units(
                 work,
-                lambda batch: pool.submit(extract_units, config, batch, run),
+                lambda batch: pool.submit(_with_retries, config, batch, run),
                 report,
                 width=lambda gpu: 1 if gpu else config.runner.workers + 1,
                 fail_fast=config.on_error == "fail",
@@ -169,6 +173,20 @@ def extract_log(
     finish_report(config, work, report)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _with_retries(config: CuesConfig, batch: Batch, run: str) -> list[Outcome]:
+    """`extract_units`, again after I/O errors that may pass, as often as the configuration says; what the earlier
+    attempts made is current by then."""
+    for left in range(config.runner.retries, 0, -1):
+        try:
+            return extract_units(config, batch, run)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            log.warning("%s: %s; %d more attempts", batch[0].name, error, left)
+            time.sleep(config.runner.retry_wait_s)
+    return extract_units(config, batch, run)
 
 
 def new_run() -> str:

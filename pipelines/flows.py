@@ -3,7 +3,6 @@
 Import inside `prefect_home.private_prefect()` for the temporary server; Prefect reads its settings when imported.
 """
 
-import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,12 +32,7 @@ from pipelines.inspection import leave_inspection
 from pipelines.places import AHEAD, Place, place_for
 from pipelines.plan import Work, plan
 from pipelines.schedule import BatchFuture, ExtractReport, Progress, following, run_units, stop_on_signals, watch
-
-TRANSIENT = frozenset(
-    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EAGAIN, errno.ENETUNREACH}
-    | {errno.EHOSTUNREACH, errno.EINTR, errno.EBUSY}
-)
-"""I/O errors that may pass by themselves; a damaged file, a full disk or a refused permission does not."""
+from pipelines.transient import is_transient
 
 SHORTEST_TASK_S = 0.5
 """Shorter units are batched until a task lasts so long (0 for one task per unit)."""
@@ -48,17 +42,6 @@ TELL_S = 5.0
 """Seconds between two updates of the progress artifact."""
 FAILURES_SHOWN = 200
 """Rows of the artifact of failures."""
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is an I/O error that may pass."""
-    while error is not None:
-        if isinstance(error, TimeoutError | ConnectionError):
-            return True
-        if isinstance(error, OSError) and error.errno in TRANSIENT:
-            return True
-        error = error.__cause__
-    return False
 
 
 class UnitsFailed(Exception):

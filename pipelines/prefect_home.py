@@ -22,6 +22,9 @@ from threading import Event
 START_TIMEOUT_S = 120.0
 """Measured on two cores: 6 s, 15 s with a new database, several times that on a busy machine."""
 
+ANSWER_S = 30.0
+"""How long a server that is named may take to answer."""
+
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -64,7 +67,7 @@ def private_prefect(stop: Event | None = None) -> Iterator[None]:
     when they end. Settings that the environment makes are left as they are.
 
     Raises:
-        PrefectError: the server did not start.
+        PrefectError: the server did not start, or none answers at PREFECT_API_URL.
         KeyboardInterrupt: `stop` was set while it started.
     """
     with quiet_prefect(), ExitStack() as held:
@@ -76,7 +79,24 @@ def private_prefect(stop: Event | None = None) -> Iterator[None]:
             settings = importlib.import_module("prefect.settings")
             # For a process that had imported Prefect before: it reads the environment only then.
             held.enter_context(settings.temporary_settings({settings.PREFECT_API_URL: url}))
+        else:
+            _require_answer(os.environ["PREFECT_API_URL"])
         yield
+
+
+def _require_answer(url: str) -> None:
+    """Raise PrefectError where nothing answers at `url`; whether it may be used is told by what it answers later."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_S):
+            pass
+    except urllib.error.HTTPError:
+        pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", error)
+        raise PrefectError(
+            f"PREFECT_API_URL={url}: no Prefect server answers there ({why}). Start it (`prefect server start`), or "
+            "unset PREFECT_API_URL: then a temporary one is started. --runner plain needs none."
+        ) from None
 
 
 @contextmanager

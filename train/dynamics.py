@@ -66,7 +66,7 @@ def score_store(
     if not found:
         raise CueMissing(
             f"{reader.path}: no keyframe of {len(names)} scene(s) has {' and '.join(CUES)}; run "
-            f"`occflow cues <config> --cues {' '.join(CUES)}`"
+            f"`occflow cues <config> --cues {','.join(CUES)}`"
         )
 
 

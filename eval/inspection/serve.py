@@ -265,6 +265,16 @@ def _is_address(host: str) -> bool:
     return True
 
 
+def require_port(host: str, port: int) -> None:
+    """Raise EvaluationError unless this machine can listen there now; `port` 0 is any."""
+    try:
+        ipaddress.ip_address(host)
+        with ThreadingHTTPServer((host, port), Handler):
+            pass
+    except (ValueError, OSError) as error:
+        raise EvaluationError(f"--host {host} --port {port}: cannot listen there ({error})") from None
+
+
 def make_server(
     inspection: Inspection, drawn: Drawn, folder: Path, host: str = LOCAL, port: int = 0
 ) -> ThreadingHTTPServer:

@@ -1,6 +1,5 @@
 """Running units in order, on any kind of future; what is retried; the settings a Prefect run starts from."""
 
-import errno
 import os
 import signal
 import threading
@@ -232,21 +231,6 @@ def test_signals_set_the_event_and_handlers_are_put_back() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.wait(1)
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_what_is_tried_again() -> None:
-    from pipelines.flows import is_transient
-
-    def caused(error: Exception) -> StoreError:
-        wrapped = StoreError("writing failed")
-        wrapped.__cause__ = error
-        return wrapped
-
-    assert is_transient(ConnectionResetError())
-    assert is_transient(caused(OSError(errno.ESTALE, "stale handle")))
-    assert not is_transient(caused(OSError(errno.ENOSPC, "full")))
-    assert not is_transient(DataError("truncated"))
-    assert not is_transient(FileNotFoundError("gone"))
 
 
 def test_the_private_home_is_kept_and_a_second_run_gets_another(

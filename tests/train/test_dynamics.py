@@ -73,7 +73,7 @@ def test_scores_of_a_store_without_the_cues(tmp_path: Path, make_world: Any) -> 
     source = StoreReader(make_world().write(tmp_path / "whole.zarr"))
     store = CueStore.create(tmp_path / "bare.zarr", source.attributes)
     store.commit_init("a", source.scene("a").table, "f")
-    with pytest.raises(CueMissing, match="occflow cues <config> --cues lidar flow_next"):
+    with pytest.raises(CueMissing, match="occflow cues <config> --cues lidar,flow_next"):
         list(score_store(StoreReader(store.path)))
 
 

@@ -1,5 +1,6 @@
 """`occflow inspect` passes over no option, and its terminal says what it does not list."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,22 @@ def test_no_option_is_passed_over(tmp_path: Path, options: list[str], words: str
     assert done.exit_code == 2
     assert words in " ".join(done.output.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_done_is_told_before_the_inspection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.inspection.report.make_report", lambda *given: pytest.fail("inspected all the same"))
+    marks = tmp_path / "marks.json"
+    marks.write_text("{bad")
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "s.zarr"), "--exclude", str(marks)])
+    assert done.exit_code == 1, done.output
+    assert "marks.json" in done.output
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = CliRunner().invoke(app, ["inspect", str(tmp_path / "s.zarr"), "--serve", "--port", port])
+    assert done.exit_code == 2
+    assert f"--port {port}: cannot listen there" in " ".join(done.output.split())
 
 
 def test_the_terminal_says_how_many_more_could_not_be_read(capsys: pytest.CaptureFixture[str]) -> None:

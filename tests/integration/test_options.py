@@ -1,0 +1,40 @@
+"""Options that cannot be meant are refused at once, by name, with nothing made or read."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from occflow import app
+from pipelines.prefect_home import PrefectError, private_prefect
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["cues", "demo", "--scenes", ","], "',': names nothing"),
+        (["store", "subset", "s.zarr", "t.zarr", "--scenes", ""], "'': names nothing"),
+        (["inspect", "s.zarr", "--scenes", ""], "'': names nothing"),
+        (["predict", "checkpoint", "s.zarr", "--scenes", " , "], "' , ': names nothing"),
+        (["cues", "demo", "--set", "a=[1"], "--set a=[1: the value is no YAML (expected ',' or ']'"),
+        (["deploy", "demo", "--timezone", "Europe/Berlin"], "--timezone: this is for --cron"),
+        (["store", "copy", "s.zarr", "t.zarr", "--truth"], "--truth: there is no truth store beside s.zarr"),
+        (["store", "prune", "s.zarr", "--truth"], "--truth: there is no truth store beside s.zarr"),
+    ],
+)
+def test_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "predict":
+        monkeypatch.setattr("model.checkpoint.load_model", lambda folder: None)
+        monkeypatch.setattr("eval.pictures.picture_sources", lambda *given: (None, None))
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2, done.output
+    assert told in " ".join(done.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prefect_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    told = r"PREFECT_API_URL=http://127\.0\.0\.1:9/api: no Prefect server.*unset"
+    with pytest.raises(PrefectError, match=told), private_prefect():
+        pass
