@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import cv2
 
 from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
+from pipelines.cues.blank import seen_film, unknown_field
 from pipelines.cues.flow_block import FlowBlock
 from pipelines.cues.flow_field import flow_onto_render
 from pipelines.cues.flow_targets import Aim, Target, aim_keyframe
@@ -18,21 +19,34 @@ def label_flow(context: BlockContext, slot: str, model: PathFlow, aim: Aim, max_
 
     Images are shrunk to at most `max_width` columns for the model; its flow is then resampled onto the render grid.
     `threads` sets OpenCV's own (process-wide) thread count; 1 suits runs of several units side by side.
+    A film whose first or last image shows nothing has no flow, and a note says so.
     """
     cv2.setNumThreads(threads)
     block = FlowBlock(context, slot)
     # Flow to the previous keyframe goes through the block from its end: run beside flow to the next one it meets that
     # halfway, and each finds the other half made (two_way_cache).
     for i, c, target in block.targets(aim, backwards=slot == "prev"):
-        block.put(i, c, target, flow_along(context, model, target, max_width))
+        field = _answer(context, model, target, max_width)
+        if field is None:
+            block.put_blank(i, c, target)
+        else:
+            block.put(i, c, target, field)
     return block.finished()
 
 
 def flow_along(context: BlockContext, model: PathFlow, target: Target, max_width: int) -> FlowField:
+    """One film's flow on the render grid, images shrunk to `max_width` columns; unknown where an end shows nothing."""
+    field = _answer(context, model, target, max_width)
+    return unknown_field(context.sizes.render) if field is None else field
+
+
+def _answer(context: BlockContext, model: PathFlow, target: Target, max_width: int) -> FlowField | None:
     first = target.film[0]
     size = working_size(first.height, first.width, max_width)
-    field = model([shrink(context.load_image(image), size) for image in target.film])
-    return flow_onto_render(field, (first.height, first.width), context.sizes.render_transform(first))
+    film = seen_film([shrink(context.load_image(image), size) for image in target.film])
+    if film is None:
+        return None
+    return flow_onto_render(model(film), (first.height, first.width), context.sizes.render_transform(first))
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class FilmFlowCue:
 
     def config_digest(self) -> str:
         """See CueExtractor."""
-        return parameters_digest(self, version=1)
+        return parameters_digest(self, version=2)
 
     def licence(self) -> str:
         """OpenCV's; no weights."""

@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from eval.labels import figure, flow_figures, photometric_figures, summarise
 from pipelines.cues.base import BlockContext, CueBlock
+from pipelines.cues.blank import NOTE, unknown_field
 from pipelines.cues.flow_field import empty_flow, pack_flow, unpack_flow
 from pipelines.cues.flow_targets import Aim, Target
 from pipelines.cues.protocols import FlowField
@@ -46,6 +47,11 @@ class FlowBlock:
         self.count({"out_of_range": out_of_range, **figures})
         t, channel = self._context.start + i, self._context.cameras[c]
         self.count(pair_figures(self._context, self._slot, t, channel, target, unpack_flow(flow)))
+
+    def put_blank(self, i: int, c: int, target: Target, **figures: int) -> None:
+        """Store that nothing is known, because the first or last image of the film shows nothing."""
+        self._reasons[NOTE] = self._reasons.get(NOTE, 0) + 1
+        self.put(i, c, target, unknown_field(self._context.sizes.render), **figures)
 
     def count(self, figures: dict[str, Any]) -> None:
         """Add to the block's figures (see `eval.labels.summarise`)."""

@@ -96,7 +96,7 @@ class DisFlowCue:
 
     def config_digest(self) -> str:
         """See CueExtractor."""
-        return parameters_digest(self, version=1)
+        return parameters_digest(self, version=2)
 
     def licence(self) -> str:
         """OpenCV's; no weights."""

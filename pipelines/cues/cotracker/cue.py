@@ -11,6 +11,7 @@ from eval.labels import figure
 from geometry.cameras import in_image
 from pipelines.config import json_digest
 from pipelines.cues.base import BlockContext, CueBlock
+from pipelines.cues.blank import seen_film, unknown_field
 from pipelines.cues.cotracker.packages import ALLTRACKER, COTRACKER, TrackerPackage
 from pipelines.cues.cotracker.queries import ask, fill, mask_onto, render_mask
 from pipelines.cues.devices import pick_device
@@ -25,7 +26,7 @@ from pipelines.weights import locate, weights_digest
 if TYPE_CHECKING:
     from pipelines.cues.cotracker.tracker import PointTracker
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -95,23 +96,30 @@ class TrackedFlowCue(ModelFlow):
             if not masks[i, c].any():
                 block.count({"camera_frames": 1, "without_masks": 1, "valid": _share(0, context)})
                 continue
-            field, asked = self._along(context, tracker, target, masks[i, c])
-            block.put(i, c, target, field, queries=asked)
+            found = self._along(context, tracker, target, masks[i, c])
+            if found is None:
+                block.put_blank(i, c, target, queries=0)
+            else:
+                block.put(i, c, target, found[0], queries=found[1])
         return block.finished()
 
     def _along(
         self, context: BlockContext, tracker: "PointTracker", target: Target, masks: UInt16[np.ndarray, "H W"]
-    ) -> tuple[FlowField, int]:
-        """Flow on the render grid inside the masks of the network grid, and how many points were followed."""
+    ) -> tuple[FlowField, int] | None:
+        """Flow on the render grid inside the masks of the network grid, and how many points were followed.
+
+        None where the first or last image of the film shows nothing.
+        """
         first = target.film[0]
         raw = first.height, first.width
         size = working_size(*raw, self.max_width)
         instance = mask_onto(masks, raw, context.sizes.transform(first), size)
         queries = ask(instance, self.stride)
         if not len(queries):
-            empty = np.full((2, *context.sizes.render), np.nan, np.float32)
-            return FlowField(empty, np.zeros(context.sizes.render, np.float32)), 0
-        film = [shrink(context.load_image(image), size) for image in target.film]
+            return unknown_field(context.sizes.render), 0
+        film = seen_film([shrink(context.load_image(image), size) for image in target.film])
+        if film is None:
+            return None
         points = queries.points.astype(np.float32)
         found = tracker(film, points)
         trust = np.where(found.visible >= self.least_visibility, found.visible, 0.0).astype(np.float32)

@@ -33,7 +33,7 @@ from pipelines.cues.truth import camera_truth
 from pipelines.datasets.records import CameraImage
 from pipelines.weights import weights_digest
 
-VERSION = 1
+VERSION = 2
 _RUNTIME_ONLY = ("device", "images", "boxes")
 
 

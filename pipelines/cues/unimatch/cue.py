@@ -1,5 +1,6 @@
 """UniMatch as flow cues: batches of image pairs, both ways in one pass, checked there and back."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import ClassVar, Literal
@@ -8,6 +9,7 @@ import cv2
 
 from pipelines.config import json_digest
 from pipelines.cues.base import BlockContext, CueBlock
+from pipelines.cues.blank import seen_film
 from pipelines.cues.flow_block import FlowBlock
 from pipelines.cues.flow_field import flow_onto_render
 from pipelines.cues.flow_targets import Target
@@ -18,7 +20,7 @@ from pipelines.cues.unimatch.inference import CheckRule, Precision
 from pipelines.cues.unimatch.pairs import Pair, PairMatcher
 from pipelines.cues.unimatch.weights import LICENCE
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,23 @@ class UniMatchFlowCue(ModelFlow):
         matcher = PairMatcher.load(self.weights, self.device, self.precision, self.size, self.least_width, self.check)
         cv2.setNumThreads(1)
         block = FlowBlock(context, self.slot)
-        aim = aim_slot(context.scene, self.slot, self.draw, context.sweep_slots)
-        # From the end for "prev": what "next" left last is still kept.
-        remaining = block.targets(aim, backwards=self.slot == "prev")
+        remaining = self._pairs(context, block)
         while part := list(islice(remaining, self.batch)):
-            pairs = [self._pair(context, target) for _, _, target in part]
-            for (i, c, target), found in zip(part, matcher(pairs), strict=True):
+            answers = matcher([pair for *_, pair in part])
+            for (i, c, target, _), found in zip(part, answers, strict=True):
                 first = target.film[0]
                 transform = context.sizes.render_transform(first)
                 block.put(i, c, target, flow_onto_render(found, (first.height, first.width), transform))
         return block.finished()
 
-    def _pair(self, context: BlockContext, target: Target) -> Pair:
-        size = working_size(target.film[0].height, target.film[0].width, self.max_width)
-        first, last = (shrink(context.load_image(image), size) for image in (target.film[0], target.film[-1]))
-        return first, last
+    def _pairs(self, context: BlockContext, block: FlowBlock) -> Iterator[tuple[int, int, Target, Pair]]:
+        """Every camera-frame whose two images show something, with them; of the others the block hears at once."""
+        aim = aim_slot(context.scene, self.slot, self.draw, context.sweep_slots)
+        # From the end for "prev": what "next" left last is still kept.
+        for i, c, target in block.targets(aim, backwards=self.slot == "prev"):
+            size = working_size(target.film[0].height, target.film[0].width, self.max_width)
+            first, last = (shrink(context.load_image(image), size) for image in (target.film[0], target.film[-1]))
+            if seen_film([first, last]) is None:
+                block.put_blank(i, c, target)
+            else:
+                yield i, c, target, (first, last)

@@ -12,6 +12,7 @@ import torch
 
 from pipelines.config import ConfigError, CuesConfig
 from pipelines.cues.base import loads_model, needs_gpu
+from pipelines.cues.blank import NOTE
 from pipelines.cues.unimatch import pairs
 from pipelines.cues.unimatch.cue import UniMatchFlowCue
 from pipelines.cues.unimatch.inference import CheckRule, flow_both_ways, stays_inside
@@ -122,6 +123,29 @@ def test_batches_and_memory_change_nothing(tiny_weights: str, context: Any, monk
     for other in blocks[1:]:
         found = np.abs(blocks[0].arrays["flow/next/flow"].astype(int) - other.arrays["flow/next/flow"])
         assert found.max() <= 1  # 1/64 px
+
+
+def test_a_black_image_has_no_flow_and_leaves_the_batch_whole(
+    tiny_weights: str, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "_ANSWERS", pairs.TwoWayCache(0))
+    asked = []
+    original = pairs.flow_both_ways
+    monkeypatch.setattr(pairs, "flow_both_ways", lambda n, a, *rest: asked.append(len(a)) or original(n, a, *rest))
+    cue = UniMatchFlowCue(weights=tiny_weights, check=KEEP_ALL, batch=2)
+    whole = cue.extract(context).arrays["flow/next/flow"]
+    seen = context.load_image
+    black = replace(context, load_image=lambda i: np.zeros((48, 80, 3), np.uint8) if i.token == "image0" else seen(i))
+    asked.clear()
+    block = cue.extract(black)
+    assert asked == [2], "the two pairs that show something, in one batch"
+    flow = block.arrays["flow/next/flow"]
+    assert (flow[0] == INVALID_FLOW).all()
+    assert np.abs(flow[1:].astype(int) - whole[1:]).max() <= 1  # 1/64 px
+    assert f"{NOTE} (1 camera-frames)" in block.notes
+    dead = cue.extract(replace(context, load_image=lambda image: np.zeros((48, 80, 3), np.uint8)))
+    assert (dead.arrays["flow/next/flow"] == INVALID_FLOW).all()
+    assert asked == [2]
 
 
 def test_the_way_back_is_not_computed_again(tiny_weights: str, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import torch
 from pipelines import registry
 from pipelines.config import ConfigError, CuesConfig
 from pipelines.cues.base import BlockContext, CueBlock, loads_model, needs_gpu, parameters_digest
+from pipelines.cues.blank import NOTE
 from pipelines.cues.cotracker.cue import CoTrackerFlowCue
 from pipelines.cues.instances import InstanceTable
 from pipelines.extract import extract_log
@@ -32,6 +33,13 @@ LEFT, RIGHT = np.s_[12:24, 8:22], np.s_[10:20, 56:70]
 SURE = 0.9 * 0.75
 
 
+def grey(level: int) -> np.ndarray:
+    """An even image with a bright strip far below the masks: an image without anything in it would have no flow."""
+    image = np.full((96, 160, 3), level, np.uint8)
+    image[88:] += 40
+    return image
+
+
 @pytest.fixture
 def context(flat_world: Callable[..., Any]) -> BlockContext:
     """Three keyframes of 96x160 with two sweeps between, 48x80 in the store; images get brighter with time.
@@ -43,7 +51,7 @@ def context(flat_world: Callable[..., Any]) -> BlockContext:
     instance[2, 0][LEFT] = 5
 
     def brightness(image: Any) -> np.ndarray:
-        return np.full((96, 160, 3), 50 + 10 * int(image.token.removeprefix("image")), np.uint8)
+        return grey(50 + 10 * int(image.token.removeprefix("image")))
 
     return flat_world(keyframes=3, sweeps=2).context(
         load_image=brightness, upstream=lambda cue: {"masks": {"masks/instance": instance}}[cue], truth=None
@@ -139,7 +147,7 @@ def test_tracks_that_do_not_come_back_are_dropped(
     assert set(kept[LEFT].ravel()) <= {round(255 * SURE), round(255 * SURE) - 1}, "the way back ends where it began"
     assert stand_in[1][1] == len(ask_cells(LEFT)) + 36, "only what is seen at its end is followed back"
     # In a film that does not change the stand-in goes on in the same direction.
-    context.load_image = lambda image: np.full((96, 160, 3), 80, np.uint8)
+    context.load_image = lambda image: grey(80)
     assert not cue.extract(context).arrays["flow/next/confidence"].any()
 
 
@@ -152,6 +160,27 @@ def test_a_track_out_of_the_picture_has_no_flow(
     assert valid[LEFT].any()
     assert not valid[:, :18].any()
     assert valid[15, 19:22].all()
+
+
+def test_no_track_begins_or_ends_in_a_black_image_or_goes_through_one(
+    context: BlockContext, stand_in: list[Any], checkpoint: Callable[..., str]
+) -> None:
+    cue = CoTrackerFlowCue(weights=checkpoint(MOTION), device="cpu")
+    seen = context.load_image
+
+    def black(token: str) -> BlockContext:
+        return replace(
+            context, load_image=lambda image: np.zeros((96, 160, 3), np.uint8) if image.token == token else seen(image)
+        )
+
+    block = cue.extract(black("image3"))
+    assert (block.arrays["flow/next/flow"] == INVALID_FLOW).all()
+    assert f"{NOTE} (1 camera-frames)" in block.notes
+    assert block.quality["queries"] == 0
+    assert not stand_in, "the network is not asked"
+    flow = cue.extract(black("image1")).arrays["flow/next/flow"][0, 0]
+    assert stand_in[0][0][1] == 3, "the film without the black image"
+    assert np.abs(flow[:, 15, 15] / FLOW_SCALE - expected(2)).max() <= 1 / FLOW_SCALE
 
 
 def test_without_the_package_the_error_says_how_to_get_it(
