@@ -102,18 +102,26 @@ def build_extractor(config: "CuesConfig", cue: str, limits: Mapping[str, int] | 
     """The extractor of one cue as configured.
 
     Args:
-        config: shared settings (JPEG quality, data set) fill parameters that the cue's own do not name.
+        config: shared settings (JPEG quality, data set) fill parameters that the cue's own do not name, key by key
+            where a parameter is a group of them (`road`).
         cue: a key of `config.cues`.
         limits: bounds fixed by a scene's init unit (`max_bytes`, `max_points`), given to extractors that take them.
     """
     shared: dict[str, Any] = {"jpeg_quality": config.jpeg_quality, "slot": cue.removeprefix("flow_"), **(limits or {})}
-    if cue == "lidar":
-        from pipelines.cues.lidar import OWN_CAR
+    return _build(cue, config.cues[cue], shared | _of_dataset(config.dataset.kind, cue))
 
-        if config.dataset.kind in OWN_CAR:
-            lower, upper = OWN_CAR[config.dataset.kind]
-            shared |= {"own_car_lower": lower, "own_car_upper": upper}
-    return _build(cue, config.cues[cue], shared)
+
+def _of_dataset(kind: str, cue: str) -> dict[str, Any]:
+    """Parameters of a cue that a data set fixes; none for data sets that are not known here."""
+    from pipelines.cues.lidar import OWN_CAR
+    from pipelines.cues.road_bounds import GROUND_Z
+
+    if cue == "lidar" and kind in OWN_CAR:
+        lower, upper = OWN_CAR[kind]
+        return {"own_car_lower": lower, "own_car_upper": upper}
+    if cue == "masks" and kind in GROUND_Z:
+        return {"road": {"ground_z": GROUND_Z[kind]}}
+    return {}
 
 
 def _build(cue: str, parameters: Mapping[str, Any], shared: Mapping[str, Any]) -> CueExtractor:
@@ -126,6 +134,9 @@ def _build(cue: str, parameters: Mapping[str, Any], shared: Mapping[str, Any]) -
         if key not in known:
             raise ValueError(f"cue {cue!r} has no parameter {key!r} (value {value!r}); {closest(key, known)}")
     values = {key: value for key, value in shared.items() if key in known} | given
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(shared.get(key), Mapping):
+            values[key] = {**shared[key], **value}
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:

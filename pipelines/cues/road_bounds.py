@@ -13,15 +13,20 @@ from pipelines.cues.motion_witnesses import Witness
 from pipelines.cues.static_flow import second_from_first
 from pipelines.datasets.records import CameraImage
 
+GROUND_Z = {"nuscenes": 0.0, "semantic_kitti": -1.73, "kitti_mot": -1.73}
+"""Height of the road in the ego frame by data set (m): nuScenes' origin is on the ground, KITTI's is the LiDAR on the
+roof."""
+
 
 @dataclass(frozen=True)
 class RoadRule:
     """What a flat road and things that stand on it say about depth.
 
-    ground_z: height of the road in the ego frame (m): 0 on nuScenes, about -1.73 on KITTI. tilt: radians by which road
-    or car may be tilted against that. nearest: depth (m) that nothing is nearer than. on_road: a pixel is road where
-    its triangulated inverse depth agrees with the road's to this share. standing: a thing may be this much nearer, as a
-    share, than the road where it stands. tall: metres above the road up to which that holds; what is higher may hang.
+    ground_z: height of the road in the ego frame (m); a configuration that leaves it out gets its data set's GROUND_Z.
+    tilt: radians by which road or car may be tilted against that. nearest: depth (m) that nothing is nearer than.
+    on_road: a pixel is road where its triangulated inverse depth agrees with the road's to this share. standing: a
+    thing may be this much nearer, as a share, than the road where it stands. tall: metres above the road up to which
+    that holds; what is higher may hang.
     """
 
     ground_z: float = 0.0
@@ -52,12 +57,22 @@ def triangulate(first: CameraImage, witness: Witness, sizes: ImageSizes) -> Floa
 
 
 def road_bounds(image: CameraImage, witness: Witness, sizes: ImageSizes, rule: RoadRule) -> DepthBounds:
-    """Bounds on inverse depth from the road and, column by column, from where things meet it. Height is unknown."""
+    """Bounds on inverse depth from the road and, column by column, from where things meet it. Height is unknown.
+
+    Raises:
+        ValueError: the camera is not above the road.
+    """
     _, height, width = witness.flow.shape
     uv = pixel_centres(height, width).reshape(-1, 2)
     K = sizes.render_transform(image).intrinsics(image.K)
     rays = rotate_vectors(image.ego_from_cam, camera_directions(K, uv)).reshape(height, width, 3)
     above = image.ego_from_cam[2, 3] - rule.ground_z
+    if above <= 0:
+        raise ValueError(
+            f"camera {image.channel} is at z = {image.ego_from_cam[2, 3]:g} m of the ego frame and the road at "
+            f"{rule.ground_z:g} m: expected the road below the camera; set masks.road.ground_z to the road's height "
+            f"(about {GROUND_Z['kitti_mot']:g} where the ego frame is the LiDAR's on the roof)"
+        )
     road = np.maximum(-rays[..., 2] / above, 0.0)
     lower = np.maximum(-rays[..., 2] - rule.tilt, 0.0) / above
     inverse = triangulate(image, witness, sizes)
