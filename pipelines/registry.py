@@ -103,7 +103,7 @@ def build_extractor(config: "CuesConfig", cue: str, limits: Mapping[str, int] | 
 
     Args:
         config: shared settings (JPEG quality, data set) fill parameters that the cue's own do not name, key by key
-            where a parameter is a group of them (`road`).
+            where a parameter is a group of them (`road`, `draw`).
         cue: a key of `config.cues`.
         limits: bounds fixed by a scene's init unit (`max_bytes`, `max_points`), given to extractors that take them.
     """
@@ -113,14 +113,19 @@ def build_extractor(config: "CuesConfig", cue: str, limits: Mapping[str, int] | 
 
 def _of_dataset(kind: str, cue: str) -> dict[str, Any]:
     """Parameters of a cue that a data set fixes; none for data sets that are not known here."""
-    from pipelines.cues.lidar import OWN_CAR
-    from pipelines.cues.road_bounds import GROUND_Z
+    if cue == "lidar":
+        from pipelines.cues.lidar import OWN_CAR
 
-    if cue == "lidar" and kind in OWN_CAR:
-        lower, upper = OWN_CAR[kind]
-        return {"own_car_lower": lower, "own_car_upper": upper}
-    if cue == "masks" and kind in GROUND_Z:
-        return {"road": {"ground_z": GROUND_Z[kind]}}
+        box = OWN_CAR.get(kind)
+        return {"own_car_lower": box[0], "own_car_upper": box[1]} if box else {}
+    if cue == "masks":
+        from pipelines.cues.road_bounds import GROUND_Z
+
+        return {"road": {"ground_z": GROUND_Z[kind]}} if kind in GROUND_Z else {}
+    if cue == "flow_aux":
+        from pipelines.cues.neighbours import RULES
+
+        return {"draw": dataclasses.asdict(RULES[kind])} if kind in RULES else {}
     return {}
 
 

@@ -27,6 +27,8 @@ class DrawRule:
 
 NUSCENES_RULE = DrawRule()
 KITTI_RULE = DrawRule(sigma=1.0)
+RULES = {"nuscenes": NUSCENES_RULE, "semantic_kitti": KITTI_RULE, "kitti_mot": KITTI_RULE}
+"""By data set, for a configuration that gives none of its own."""
 
 
 def seeded_uniform(*parts: str) -> float:
