@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from eval.labels import figure, flow_figures, photometric_figures, summarise
+from geometry.cameras import in_image
 from pipelines.cues.base import BlockContext, CueBlock
 from pipelines.cues.blank import NOTE, unknown_field
-from pipelines.cues.flow_field import empty_flow, pack_flow, unpack_flow
+from pipelines.cues.flow_field import empty_flow, endpoints, pack_flow, unpack_flow
 from pipelines.cues.flow_targets import Aim, Target
 from pipelines.cues.protocols import FlowField
 from pipelines.cues.resize import resize_image
@@ -89,7 +90,8 @@ def pair_figures(
     elif "depth" in truth and "moving" in truth:
         # No true flow into a drawn frame, but what stands still moves as depth and poses say.
         static = static_flow_between(first, last, truth["depth"], context.sizes)
-        static[:, truth["moving"]] = np.nan
+        # What leaves the image on the way has no correspondence that could be covered.
+        static[:, truth["moving"] | ~in_image(endpoints(static), *static.shape[1:])] = np.nan
         still = flow_figures(flow, static)
         figures["against_truth"] = {"static_epe": still["epe"], "static_coverage": still["coverage"]}
     return figures

@@ -44,6 +44,18 @@ def test_the_previous_keyframe_is_reached_backwards(cue: Any, flat_world: Callab
 
 
 @pytest.mark.parametrize("cue", CUES)
+def test_coverage_of_what_stands_still_leaves_out_what_leaves_the_picture(
+    cue: Any, flat_world: Callable[..., Any]
+) -> None:
+    # Six steps of 3 raw px back: 9 of 80 render columns end left of the picture, the other 71 can be covered.
+    world = flat_world(keyframes=2, sweeps=5, ego_step=0.3)
+    found = cue(slot="prev").extract(world.context()).quality["against_truth"]
+    assert found["static_coverage"]["count"] == 71 * 48
+    assert found["static_coverage"]["value"] > 0.97
+    assert found["static_epe"]["value"] < 0.2
+
+
+@pytest.mark.parametrize("cue", CUES)
 def test_hostile_scenes(cue: Any, flat_world: Callable[..., Any]) -> None:
     alone = cue().extract(flat_world(keyframes=1, sweeps=0).context())
     assert (alone.arrays["flow/next/flow"] == INVALID_FLOW).all()
