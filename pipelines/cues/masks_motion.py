@@ -15,8 +15,11 @@ from jaxtyping import Float, Int32, UInt16
 from eval.labels import mask_figures, static_flow_figures, summarise
 from geometry.transforms import invert
 from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
+from pipelines.cues.flow import flow_along
+from pipelines.cues.flow_chain import ChainedDis
 from pipelines.cues.flow_dis import DisSettings
 from pipelines.cues.flow_field import unpack_flow
+from pipelines.cues.flow_targets import aim_next
 from pipelines.cues.instance_links import LinkRule
 from pipelines.cues.instances import InstanceTable
 from pipelines.cues.lidar import cam_from_ego_at
@@ -55,9 +58,9 @@ class MotionMasks:
 
     Attributes:
         flows: the flow cues that testify; more of them cover more and err less. An own DIS flow replaces them where
-            none has a target.
+            none has a target. Where flow_next is not among them, an own chained one links instances over time.
         motion, regions, dis, link: see the rules.
-        max_width: images are shrunk to this many columns for the own flow.
+        max_width: images are shrunk to this many columns for an own flow.
         threads: OpenCV's own thread count.
     """
 
@@ -76,7 +79,7 @@ class MotionMasks:
 
     def config_digest(self) -> str:
         """See CueExtractor."""
-        return parameters_digest(self, version=2)
+        return parameters_digest(self, version=3)
 
     def licence(self) -> str:
         """OpenCV's; no weights."""
@@ -97,7 +100,7 @@ class MotionMasks:
                 if out.add(i, c, labels, scores):
                     notes[NO_ROOM] = notes.get(NO_ROOM, 0) + 1
                 figures.append(_figures(context, i, c, out.instance[i, c], found))
-        out.link(self.link, context.sizes, partial(_flow_into, context, self.flows))
+        out.link(self.link, context.sizes, partial(self._flow_into, context, out.table))
         lines = [f"{line} ({times} camera-frames)" for line, times in notes.items()]
         return CueBlock({"masks/instance": out.instance, "masks/table": out.table}, summarise(figures), lines)
 
@@ -118,6 +121,18 @@ class MotionMasks:
 
     def _find(self, context: BlockContext, i: int, seen: dict[int, list[Witness]]) -> dict[int, Found]:
         raise NotImplementedError
+
+    def _flow_into(self, context: BlockContext, table: np.ndarray, i: int, c: int) -> Float[np.ndarray, "2 h w"] | None:
+        """Flow of keyframe i - 1 of the block that ends in keyframe i, render pixels; None where nothing is linked."""
+        if "flow_next" in self.flows:
+            return unpack_flow(context.upstream("flow_next")["flow/next/flow"][i - 1, c])
+        ids = table[:, c, :, 0]
+        if not (ids[:i].any() and ids[i:].any()):
+            return None  # an own flow takes time, and no instance could go on along this one
+        target = aim_next(context.scene)(context.start + i - 1, context.cameras[c])
+        if isinstance(target, str):
+            return None
+        return flow_along(context, ChainedDis(self.dis), target, self.max_width).flow
 
     def _outlined(
         self, context: BlockContext, image: CameraImage, found: Found
@@ -219,13 +234,6 @@ def _image(context: BlockContext, i: int, c: int) -> CameraImage:
 
 def _points(lidar: Mapping[str, np.ndarray], i: int) -> Float[np.ndarray, "n 3"]:
     return lidar["lidar/points"][i, : int(lidar["lidar/count"][i]), :3].astype(np.float64)
-
-
-def _flow_into(context: BlockContext, flows: tuple[str, ...], i: int, c: int) -> Float[np.ndarray, "2 h w"] | None:
-    """Flow of the keyframe before that ends in keyframe i, if there is such a cue."""
-    if "flow_next" not in flows:
-        return None
-    return unpack_flow(context.upstream("flow_next")["flow/next/flow"][i - 1, c])
 
 
 def _figures(

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from pipelines.config import load_config
 from pipelines.cues.base import BlockContext, CueBlock
-from pipelines.cues.flow_chain import ChainedDisFlowCue
+from pipelines.cues.flow_chain import ChainedDis, ChainedDisFlowCue
 from pipelines.cues.lidar import LidarCue
 from pipelines.cues.masks_motion import EpipolarMotionMasks, LidarMotionMasks
 from pipelines.cues.motion_residual import MotionRule
@@ -80,6 +81,33 @@ def test_a_moving_board_is_found_and_followed(flat_world: FlatWorlds, moving_boa
     assert len({row[COLUMN["linked"]] for row in boxes}) == 1, "one track"
     assert len({row[COLUMN["id"]] for row in boxes}) == 3, "but three ids"
     assert block.quality["masked_residual_px"]["value"] > 5 * block.quality["static_residual_px"]["value"]
+
+
+@pytest.mark.parametrize("flows", [("flow_prev",), ()])
+def test_a_board_is_followed_without_flow_next_too(flat_world: FlatWorlds, flows: tuple[str, ...]) -> None:
+    # The board keeps beside the car: between two images it moves 3 render px less than if it stood still.
+    world = flat_world(keyframes=4, sweeps=1, board_depth=6.0, board_step=0.3, ego_step=0.3)
+    made = with_upstream(world.context())
+    stored = {cue: made.upstream(cue) for cue in ("lidar", *flows)}
+    block = LidarMotionMasks(flows=flows).extract(replace(made, upstream=stored.__getitem__))
+    check_ids(block)
+    table = block.arrays["masks/table"][:, 0]
+    rows = [max(rows, key=lambda r: (r[5] - r[3]) * (r[6] - r[4])) for rows in table if rows[:, 0].any()]
+    assert len(rows) >= 3
+    assert len({row[COLUMN["id"]] for row in rows}) == len(rows)
+    assert len({row[COLUMN["linked"]] for row in rows}) == 1, "one track"
+
+
+def test_no_flow_is_made_that_could_link_nothing(flat_world: FlatWorlds) -> None:
+    def never(self: Any, film: Any) -> Any:
+        raise AssertionError("a chained flow was made")
+
+    world = flat_world(keyframes=3, sweeps=5, board_depth=6.0, board_step=0.0, ego_step=0.1)
+    context = with_upstream(world.context())
+    masks = LidarMotionMasks(flows=(), motion=MotionRule(least_px=1.0))
+    with mock.patch.object(ChainedDis, "__call__", never):
+        block = masks.extract(context)
+    assert not block.arrays["masks/instance"].any()
 
 
 def test_a_standing_board_is_not_found(flat_world: FlatWorlds) -> None:
