@@ -1,15 +1,15 @@
 """From a log's readers to a folder of frame pairs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from pipelines.adapt.pairs import FramePairs, PairsError
+from pipelines.adapt.pairs import FramePairs, PairsError, write_pairs
 from pipelines.cues.flow_targets import aim_next
 from pipelines.cues.resize import shrink, working_size
 from pipelines.datasets.records import CameraImage, Log, Scene
@@ -32,6 +32,9 @@ class CollectSettings:
     limit: int = 2000
 
 
+ASPECT_TOLERANCE = 0.05
+"""Share by which aspect ratios may differ: KITTI's images (1241x376, 1242x375, 1226x370, ...) lie within 0.4 %."""
+
 Found = tuple[str, int, str, CameraImage, CameraImage]
 """Scene, keyframe index (-1 for other frames), camera, first and second image."""
 
@@ -45,7 +48,9 @@ def collect_pairs(
     folder: Path,
     truth: bool = True,
 ) -> FramePairs:
-    """Write the pairs of some scenes into `folder` and return them.
+    """Write the pairs of some scenes into `folder` and return them; one image is in memory at a time.
+
+    All images are stretched to one size, that of the first; so is true flow, each from its own image's size.
 
     Args:
         log: the reader; true flow is taken where it has some, if `truth`.
@@ -53,7 +58,7 @@ def collect_pairs(
         multiple: of the network's variant.
 
     Raises:
-        PairsError: no pair of images, or images of several shapes.
+        PairsError: no pair of images, or images whose aspect ratios are too far apart to be stretched to one size.
         DataError: an image that cannot be read.
     """
     found = [pair for name in scenes for pair in _pairs(log, log.scene(name), settings.between)]
@@ -62,27 +67,39 @@ def collect_pairs(
     if len(found) > settings.limit:
         found = [found[i] for i in np.linspace(0, len(found) - 1, settings.limit).astype(int)]
     height, width = found[0][3].height, found[0][3].width
-    size = tuple(-(-side // multiple) * multiple for side in working_size(height, width, settings.max_width))
+    rows, columns = (-(-side // multiple) * multiple for side in working_size(height, width, settings.max_width))
     positions: dict[Path, int] = {}
     records: list[CameraImage] = []
     for record in (record for pair in found for record in pair[3:]):
-        if (record.height, record.width) != (height, width):
-            raise PairsError(
-                f"{record.path}: {record.height}x{record.width} pixels, others have {height}x{width}; "
-                "adapt to cameras of one size at a time (--cameras)"
-            )
+        _check_shape(record, found[0][3])
         if record.path not in positions:
             positions[record.path] = len(records)
             records.append(record)
-    images = np.stack([shrink(load_image(record), (size[0], size[1])) for record in records])
     pairs = np.array([[positions[record.path] for record in pair[3:]] for pair in found])
-    flows = [_true_flow(log, pair, (size[0], size[1])) if truth else None for pair in found]
-    flow = None
-    if any(one is not None for one in flows):
-        unknown = np.full((2, *size), np.nan, np.float32)
-        flow = np.stack([unknown if one is None else one for one in flows])
-    FramePairs(images, pairs, flow).save(folder)
-    return FramePairs.open(folder)
+    images = (shrink(load_image(record), (rows, columns)) for record in records)
+    flows = _known((_true_flow(log, pair, (rows, columns)) for pair in found), (rows, columns)) if truth else None
+    return FramePairs.open(write_pairs(folder, (rows, columns), len(records), images, pairs, flows))
+
+
+def _check_shape(record: CameraImage, first: CameraImage) -> None:
+    aspect = record.width * first.height / (record.height * first.width)
+    if not 1 / (1 + ASPECT_TOLERANCE) <= aspect <= 1 + ASPECT_TOLERANCE:
+        raise PairsError(
+            f"{record.path}: {record.width}x{record.height} pixels, where {first.path} has {first.width}x"
+            f"{first.height}; images are stretched to one size, and aspect ratios may differ by "
+            f"{ASPECT_TOLERANCE:.0%}: take scenes of one shape at a time (--scenes)"
+        )
+
+
+def _known(
+    flows: Iterator[Float[np.ndarray, "2 height width"] | None], size: tuple[int, int]
+) -> Iterable[Float[np.ndarray, "2 height width"]] | None:
+    """The flows with NaN for those that are not known; None if none is."""
+    unknown = np.full((2, *size), np.nan, np.float32)
+    for before, flow in enumerate(flows):
+        if flow is not None:
+            return chain(repeat(unknown, before), [flow], (unknown if one is None else one for one in flows))
+    return None
 
 
 def _pairs(log: Log, scene: Scene, between: str) -> Iterator[Found]:

@@ -96,7 +96,7 @@ def adapt(
     Raises:
         PairsError: pairs of a size that the network cannot take, none to train on, or another run in `out`.
     """
-    training, held = _split(pairs, settings)
+    training, held = split(pairs, settings)
     _check(network, pairs, training)
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(
@@ -207,8 +207,8 @@ def _visible(flow: TwoWayFlow, settings: AdaptSettings) -> Tensor:
     return _trust(flow, settings) > 0
 
 
-def _split(pairs: FramePairs, settings: AdaptSettings) -> tuple[list[int], list[int]]:
-    """Positions of pairs to train on and to measure on."""
+def split(pairs: FramePairs, settings: AdaptSettings) -> tuple[list[int], list[int]]:
+    """Positions of pairs to train on and to measure on; half of `held_out` pairs or fewer leave none for that."""
     every = list(range(len(pairs)))
     held = every[settings.held_out // 2 :: settings.held_out] if settings.held_out else every
     training = [i for i in every if i not in set(held)] if settings.held_out else every

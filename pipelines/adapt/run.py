@@ -1,7 +1,7 @@
 """`occflow adapt`: from a configuration to a fine-tuned checkpoint, by way of a folder of pairs."""
 
 import dataclasses
-import os
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +10,15 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.adapt.collect import CollectSettings, collect_pairs
-from pipelines.adapt.loop import RESULT, AdaptSettings, adapt
-from pipelines.adapt.pairs import FramePairs
-from pipelines.config import ConfigError, CuesConfig, closest, json_digest
+from pipelines.adapt.loop import RESULT, AdaptSettings, adapt, split
+from pipelines.adapt.pairs import MADE_FROM, FramePairs
+from pipelines.config import ConfigError, CuesConfig, closest
 from pipelines.cues.devices import pick_device
 from pipelines.cues.unimatch.weights import load_network
 from pipelines.schedule import stop_on_signals
 from pipelines.weights import locate
 from pipelines.workbench import Workbench
+from storage.files import put, scratch_folder
 
 FIRST = ("epe", "zero_epe", "fl_all")
 
@@ -69,7 +70,7 @@ def fine_tune(
         scenes: only these.
         device: "auto", "cpu", "cuda", ...
         values: keys of CollectSettings and AdaptSettings.
-        resume: go on with the run in `out`; its pairs are taken as they are.
+        resume: go on with the run in `out`; its pairs are taken as they are, and those of others are refused.
         tell: takes lines for the user.
 
     Raises:
@@ -81,15 +82,22 @@ def fine_tune(
     network = load_network(locate(weights))
     if (out / "state.pt").exists() and not resume:
         raise ConfigError(f"{out}: holds a run already; go on with it by --resume, or name another --out")
-    pairs = _pairs(config, out / "pairs", scenes, collect, network.variant.multiple, tell)
+    pairs = _pairs(config, out / "pairs", scenes, collect, network.variant.multiple, tell, resume)
     network.to(where)
     truth = (
         "with truth to measure against" if pairs.flow is not None else "no truth: photometric and round-trip figures"
     )
     tell(f"{network.variant.name} on {where}; {len(pairs)} pairs of {pairs.size[0]}x{pairs.size[1]}, {truth}")
+    if not split(pairs, settings)[1]:
+        some = f"--set held_out={max(2, len(pairs) // 2)} holds some out, " if len(pairs) > 1 else ""
+        tell(
+            f"nothing will be measured: {len(pairs)} pairs are too few to hold out every {settings.held_out}th; "
+            f"{some}--set held_out=0 measures on what is trained on"
+        )
 
     def report(step: int, figures: dict[str, float]) -> None:
-        tell(f"step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in _ordered(figures)))
+        told = ", ".join(f"{name} {value:.3f}" for name, value in _ordered(figures))
+        tell(f"step {step}: {told or 'nothing measured'}")
 
     with stop_on_signals() as stop:
         history = adapt(network, pairs, settings, out, resume, report, stop.is_set)
@@ -107,17 +115,38 @@ def _pairs(
     collect: CollectSettings,
     multiple: int,
     tell: Callable[[str], None],
+    resume: bool = False,
 ) -> FramePairs:
-    """The pairs in `folder`, written anew unless they are those of the same log, scenes and settings."""
-    mark = json_digest([config.dataset.model_dump(mode="json"), config.truth, scenes, asdict(collect), multiple])
-    marked = folder / "made_from"
-    if marked.exists() and marked.read_text() == mark:
-        return FramePairs.open(folder)
+    """The pairs in `folder`, written anew unless they are those of the same log, scenes and settings.
+
+    Raises:
+        ConfigError: others, where a run with them is to be gone on with.
+    """
+    dataset = {f"dataset.{key}": value for key, value in config.dataset.model_dump(mode="json").items()}
+    asked = {**dataset, "truth": config.truth, "scenes": scenes, **asdict(collect), "multiple": multiple}
+    mark = json.dumps(asked, indent=1, default=str)
+    marked = folder / MADE_FROM
+    if marked.exists():
+        kept = marked.read_text()
+        if kept == mark:
+            return FramePairs.open(folder)
+        if resume:
+            raise ConfigError(f"{marked}: {_differences(kept, mark)}; resume with what it was, or name another --out")
     bench = Workbench(config)
     names = bench.scene_names(scenes)
     tell(f"reading pairs of {len(names)} scenes")
     pairs = collect_pairs(bench.log, names, bench.images, multiple, collect, folder, truth=config.truth)
-    temporary = marked.with_name(f".made_from.{os.getpid()}")
-    temporary.write_text(mark)
-    temporary.replace(marked)
+    with scratch_folder(folder / ".new") as scratch:
+        put(marked, mark.encode(), scratch, replace=True)
     return pairs
+
+
+def _differences(kept: str, mark: str) -> str:
+    """What two marks say differently, both named."""
+    try:
+        was = dict(json.loads(kept))
+    except (ValueError, TypeError):
+        return f"holds {kept[:80]!r}, not what pairs are made from"
+    now = json.loads(mark)
+    other = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    return "the run's pairs are of " + ", ".join(f"{k} = {was.get(k)!r} (now {now.get(k)!r})" for k in other)

@@ -249,10 +249,13 @@ def test_pairs_that_cannot_be_used(tmp_path: Path) -> None:
         adapt(UniMatch(TINY), shifted_pairs(1), settings(held_out=1), tmp_path)
     with pytest.raises(PairsError, match="no whole folder"):
         FramePairs.open(tmp_path / "nothing")
-    folder = replace(shifted_pairs(4), pairs=np.array([[0, 9]])).save(tmp_path / "wrong")
+    folder = replace(shifted_pairs(4), pairs=np.array([[0, 9]]), flow=None).save(tmp_path / "wrong")
     with pytest.raises(PairsError, match="do not belong together"):
         FramePairs.open(folder)
-    folder = replace(shifted_pairs(4), pairs=np.array([[0, 1]])).save(tmp_path / "other")
+    with pytest.raises(PairsError, match=r"flow\.npy: 4 rows were given where 1 were said"):
+        replace(shifted_pairs(4), pairs=np.array([[0, 1]])).save(tmp_path / "other")
+    folder = shifted_pairs(4).save(tmp_path / "other")
+    np.save(folder / "pairs.npy", np.array([[0, 1]]))
     with pytest.raises(PairsError, match=r"flow\.npy: shape"):
         FramePairs.open(folder)
     for name, value in {"steps": 0, "smooth_order": 3, "margin": 1.0}.items():
