@@ -93,12 +93,9 @@ def _fill_ground(ground, pose, lower, size, semantics):
 
 
 @kernel
-def inside(p, x, y, z, margin):
-    """Whether a point of the primitive's own frame (heading removed) lies in it, grown by `margin` metres all around.
-
-    Thin solids are thickened to THINNEST.
-    """
-    hx, hy, hz = max(p[HX], THINNEST) + margin, max(p[HY], THINNEST) + margin, max(p[HZ], THINNEST) + margin
+def inside(p, x, y, z):
+    """Whether a point of the primitive's own frame (heading removed) lies in it; what is thinner counts as THINNEST."""
+    hx, hy, hz = max(p[HX], THINNEST), max(p[HY], THINNEST), max(p[HZ], THINNEST)
     kind = int(p[KIND])
     if kind == SHADOW or abs(z) > hz or abs(y) > hy or abs(x) > hx + abs(p[SHEAR]):
         return False
@@ -109,10 +106,10 @@ def inside(p, x, y, z, margin):
     up = 0.5 * (z + p[HZ]) / p[HZ]
     up = min(max(up, 0.0), 1.0)
     if kind == CYLINDER:
-        radius = max(p[HX] * (1 - p[TAPER_X] * up), THINNEST) + margin
+        radius = max(p[HX] * (1 - p[TAPER_X] * up), THINNEST)
         return x * x + y * y <= radius * radius
-    width_x = max(p[HX] * (1 - p[TAPER_X] * up), THINNEST) + margin
-    width_y = max(p[HY] * (1 - p[TAPER_Y] * up), THINNEST) + margin
+    width_x = max(p[HX] * (1 - p[TAPER_X] * up), THINNEST)
+    width_y = max(p[HY] * (1 - p[TAPER_Y] * up), THINNEST)
     return abs(x - p[SHEAR] * up) <= width_x and abs(y) <= width_y
 
 
@@ -130,12 +127,17 @@ def _touches(p, pose, gx, gy, gz, size):
         wy = pose[1, 0] * x + pose[1, 1] * y + pose[1, 2] * z + pose[1, 3] - p[CY]
         wz = pose[2, 0] * x + pose[2, 1] * y + pose[2, 2] * z + pose[2, 3] - p[CZ]
         lx, ly = p[COS] * wx + p[SIN] * wy, p[COS] * wy - p[SIN] * wx
-        # s = -1 looks at the centre with a margin: most voxels are told apart by it alone.
-        if s < 0:
-            if not inside(p, lx, ly, wz, half):
-                return False
-        elif inside(p, lx, ly, wz, 0.0):
-            return True
+        if s >= 0:
+            if inside(p, lx, ly, wz):
+                return True
+        # The centre first, against the bounding box grown by half a diagonal, which no sample point leaves: most voxels
+        # are told apart by it alone. The solid's own slanted faces, moved out as far, would not hold all points.
+        elif (
+            abs(lx) > max(p[HX], THINNEST) + abs(p[SHEAR]) + half
+            or abs(ly) > max(p[HY], THINNEST) + half
+            or abs(wz) > max(p[HZ], THINNEST) + half
+        ):
+            return False
     return False
 
 

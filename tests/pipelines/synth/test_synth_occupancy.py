@@ -12,7 +12,7 @@ from pipelines.synth.lidar import OWN_CAR, spin
 from pipelines.synth.models import Actor, Model
 from pipelines.synth.occupancy import FREE, voxelise
 from pipelines.synth.rig import nuscenes_lidar
-from pipelines.synth.shapes import BOX, CYLINDER, ELLIPSOID, SHADOW, primitive
+from pipelines.synth.shapes import BOX, CYLINDER, ELLIPSOID, SHADOW, TAPERED_BOX, primitive
 from pipelines.synth.trajectories import Path, Speed, Trajectory
 from pipelines.synth.world import World, build_world
 
@@ -58,6 +58,37 @@ def test_solids_fill_their_own_volume(world: World, kind: int, volume: float) ->
     semantics, _ = voxelise(alone(world, [solid]), 0.0, pose, fine)
     filled = (semantics == 14).sum() * 0.05**3
     assert volume < filled < volume * 1.12**3 / 1.0
+
+
+LEANING = {
+    "tapered": ((2.0, 0.8, 1.0), (0.9, 0.8), 0.0),
+    "sheared": ((0.4, 0.8, 1.4), (0.0, 0.0), 1.2),
+    "both": ((1.2, 0.6, 0.5), (0.6, 0.3), -0.7),
+}
+
+
+@pytest.mark.parametrize(("half", "taper", "shear"), LEANING.values(), ids=LEANING)
+def test_slanted_surfaces_fill_every_voxel_with_a_sample_point_inside(
+    world: World, half: tuple[float, float, float], taper: tuple[float, float], shear: float
+) -> None:
+    """All 5^3 points of every voxel, against the solid as the rays' planes have it."""
+    pose = far_from_everything(world)
+    x, y, _ = pose[:3, 3]
+    lean = primitive(TAPERED_BOX, (x + 0.13, y - 0.21, 2.13), half, 0, (1, 1, 1), 14, yaw=0.5, taper=taper, shear=shear)
+    semantics, _ = voxelise(alone(world, [lean]), 0.0, pose, GRID)
+    steps = np.stack(np.meshgrid(*[np.linspace(0, 1, 5)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    expected = np.zeros(GRID.shape, bool)
+    c, s = np.cos(0.5), np.sin(0.5)
+    for i, j, k in np.argwhere(np.ones(GRID.shape)):
+        points = np.array(GRID.lower) + (np.array([i, j, k]) + steps) * GRID.voxel_size - (0.13, -0.21, 2.13)
+        along, across, z = c * points[:, 0] + s * points[:, 1], c * points[:, 1] - s * points[:, 0], points[:, 2]
+        up = (z / half[2] + 1) / 2
+        along = along - shear * up
+        inside = (np.abs(z) <= half[2]) & (np.abs(across) <= half[1])
+        inside &= (np.abs(along) <= half[0] * (1 - taper[0] * up)) & (np.abs(across) <= half[1] * (1 - taper[1] * up))
+        expected[i, j, k] = inside.any()
+    assert expected.sum() > 40
+    np.testing.assert_array_equal(semantics == 14, expected)
 
 
 def test_thin_things_are_not_lost_and_shadows_are_nothing(world: World) -> None:
