@@ -26,6 +26,7 @@ from pipelines.synth.kitti_sequence import (
 )
 from pipelines.synth.lidar import Turn
 from pipelines.synth.models import BICYCLE, BUS, CAR, MOTORCYCLE, PEDESTRIAN, TRUCK
+from pipelines.synth.raycast import NEAR
 from pipelines.synth.rig import Camera, kitti_camera
 
 CAMERAS = ("image_02", "image_03")
@@ -152,10 +153,12 @@ class KittiMotScene(KittiSequence):
         corners = np.array([[i, j, h] for i in (-0.5, 0.5) for j in (-0.5, 0.5) for h in (0.0, 1.0)]) * size
         turned = from_rotation_translation(attitude(0.0, 0.0, heading), np.array([x, y, base]))
         cam_from_world = invert(self.world.world_from_ego(self.seconds(k)) @ camera.ego_from_cam)
-        uv, _, in_front = project(camera.K, transform_points(cam_from_world @ turned, corners))
+        points = transform_points(cam_from_world @ turned, corners)
+        ahead = _ahead(points)
+        uv = project(camera.K, ahead)[0] - 0.5
         limit = np.array([camera.width, camera.height]) - 1.0
-        low, high = (uv[in_front] - 0.5).min(axis=0), (uv[in_front] - 0.5).max(axis=0)
-        cut = bool((low < 0).any() or (high > limit).any() or not in_front.all())
+        low, high = uv.min(axis=0), uv.max(axis=0)
+        cut = bool((low < 0).any() or (high > limit).any() or (points[:, 2] < NEAR).any())
         return [*np.clip(low, 0.0, limit), *np.clip(high, 0.0, limit)], int(cut)
 
     def _calibration(self) -> str:
@@ -165,6 +168,21 @@ class KittiMotScene(KittiSequence):
         rows = [f"R_rect {number_row(RECTIFICATION)}", f"Tr_velo_cam {number_row(Tr)}"]
         rows.append(f"Tr_imu_velo {number_row(LIDAR_FROM_IMU[:3])}")
         return "\n".join([*projection_rows(self.cameras[0].K), *rows]) + "\n"
+
+
+def _ahead(corners: Float[np.ndarray, "8 3"]) -> Float[np.ndarray, "n 3"]:
+    """What bounds the part of a box that lies before z = NEAR (camera frame, m): its corners there, and where its edges
+    cross that plane. Of a car beside the camera half the corners lie behind; those before alone end where it goes on.
+
+    Args:
+        corners: those that share an edge have numbers that differ in one bit.
+    """
+    found = list(corners[corners[:, 2] >= NEAR])
+    for k, bit in ((k, bit) for k in range(8) for bit in (1, 2, 4)):
+        one, other = corners[k], corners[k ^ bit]
+        if one[2] < NEAR <= other[2]:
+            found.append(one + (NEAR - one[2]) / (other[2] - one[2]) * (other - one))
+    return np.array(found)
 
 
 def geographic(offsets: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:

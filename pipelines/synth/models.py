@@ -10,7 +10,9 @@ from pipelines.synth import textures as tex
 from pipelines.synth.shapes import (
     BOX,
     CYLINDER,
+    CZ,
     ELLIPSOID,
+    HZ,
     OBJECT,
     SHADOW,
     TAPERED_BOX,
@@ -52,8 +54,12 @@ class Actor:
     base: float = 0.0
 
 
-def _finish(semantic: int, category: str, size: RGB, rows: list[np.ndarray], rng: np.random.Generator) -> Model:
-    shadow = primitive(SHADOW, (0, 0, 0), (size[0] / 2, size[1] / 2, 0.01), 0, (0, 0, 0), semantic, emit=0.6)
+def _finish(
+    semantic: int, category: str, length: float, width: float, rows: list[np.ndarray], rng: np.random.Generator
+) -> Model:
+    """The model of these solids, a shadow added; as high as their top, so that no head sticks out of its box."""
+    shadow = primitive(SHADOW, (0, 0, 0), (length / 2, width / 2, 0.01), 0, (0, 0, 0), semantic, emit=0.6)
+    size = (length, width, max(float(row[CZ] + row[HZ]) for row in rows))
     primitives = np.stack([*rows, shadow])
     primitives[:, U0] += rng.uniform(0, 5)
     primitives[:, V0] += rng.uniform(0, 5)
@@ -102,7 +108,7 @@ def car(rng: np.random.Generator) -> Model:
         *_wheels(length, width, 0.33, CAR, (-0.6, 0.62)),
         *_lamps(length, width, 0.62, CAR),
     ]  # fmt: skip
-    return _finish(CAR, "vehicle.car", (length, width, height), rows, rng)
+    return _finish(CAR, "vehicle.car", length, width, rows, rng)
 
 
 def van(rng: np.random.Generator) -> Model:
@@ -119,7 +125,7 @@ def van(rng: np.random.Generator) -> Model:
         *_wheels(length, width, 0.35, CAR, (-0.6, 0.64)),
         *_lamps(length, width, 0.75, CAR),
     ]  # fmt: skip
-    return _finish(CAR, "vehicle.car", (length, width, height), rows, rng)
+    return _finish(CAR, "vehicle.car", length, width, rows, rng)
 
 
 def truck(rng: np.random.Generator) -> Model:
@@ -139,7 +145,7 @@ def truck(rng: np.random.Generator) -> Model:
         *_wheels(length, width, 0.48, TRUCK, (-0.62, -0.38, 0.7)),
         *_lamps(length, width, 0.8, TRUCK),
     ]  # fmt: skip
-    return _finish(TRUCK, "vehicle.truck", (length, width, height), rows, rng)
+    return _finish(TRUCK, "vehicle.truck", length, width, rows, rng)
 
 
 def bus(rng: np.random.Generator) -> Model:
@@ -153,7 +159,7 @@ def bus(rng: np.random.Generator) -> Model:
         *_wheels(length, width, 0.48, BUS, (-0.55, 0.6)),
         *_lamps(length, width, 0.7, BUS),
     ]
-    return _finish(BUS, "vehicle.bus.rigid", (length, width, height), rows, rng)
+    return _finish(BUS, "vehicle.bus.rigid", length, width, rows, rng)
 
 
 def _person(
@@ -176,7 +182,7 @@ def _person(
 
 
 def pedestrian(rng: np.random.Generator) -> Model:
-    """Somebody on foot, 1.5 to 1.9 m tall, legs apart in mid-step."""
+    """Somebody on foot, 1.56 to 1.9 m tall, legs apart in mid-step."""
     height = rng.uniform(1.5, 1.9)
     seat = 0.48 * height
     trousers = tuple(rng.uniform(0.15, 0.7, 3))
@@ -188,7 +194,7 @@ def pedestrian(rng: np.random.Generator) -> Model:
     if rng.random() < 0.4:
         pack = tuple(rng.uniform(0.2, 1.0, 3))
         rows.append(primitive(BOX, (-0.2, 0, seat + 0.4), (0.09, 0.15, 0.2), tex.CLOTH, pack, PEDESTRIAN))
-    return _finish(PEDESTRIAN, "human.pedestrian.adult", (0.6, 0.65, height), rows, rng)
+    return _finish(PEDESTRIAN, "human.pedestrian.adult", 0.6, 0.65, rows, rng)
 
 
 def _two_wheeler(rng: np.random.Generator, semantic: int, radius: float, length: float) -> list[np.ndarray]:
@@ -213,7 +219,7 @@ def bicycle(rng: np.random.Generator) -> Model:
     for side in (-1, 1):
         leg = (0.0, side * 0.11, 0.62)
         rows.append(primitive(TAPERED_BOX, leg, (0.08, 0.06, 0.36), tex.CLOTH, trousers, BICYCLE, shear=-0.15))
-    return _finish(BICYCLE, "vehicle.bicycle", (1.75, 0.62, 1.7), rows, rng)
+    return _finish(BICYCLE, "vehicle.bicycle", 1.75, 0.62, rows, rng)
 
 
 def motorcycle(rng: np.random.Generator) -> Model:
@@ -222,7 +228,7 @@ def motorcycle(rng: np.random.Generator) -> Model:
     for side in (-1, 1):
         leg = (0.05, side * 0.24, 0.6)
         rows.append(primitive(BOX, leg, (0.1, 0.07, 0.28), tex.CLOTH, (0.25, 0.25, 0.3), MOTORCYCLE))
-    return _finish(MOTORCYCLE, "vehicle.motorcycle", (2.1, 0.7, 1.65), rows, rng)
+    return _finish(MOTORCYCLE, "vehicle.motorcycle", 2.1, 0.7, rows, rng)
 
 
 VEHICLES: tuple[tuple[Callable[[np.random.Generator], Model], float], ...] = (

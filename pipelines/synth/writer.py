@@ -24,7 +24,7 @@ Rows = dict[str, Any]
 SETTINGS = "synth.json"
 """In the log's folder: the settings it was made with."""
 DATASETS = ("nuscenes", "semantic_kitti", "kitti_mot")
-WORLD_VERSION = 2
+WORLD_VERSION = 3
 """Raised whenever the same settings give other bytes, so that a log is never half of one world and half of another."""
 
 

@@ -142,6 +142,42 @@ def test_boxes_are_the_actors(log: KittiMotLog, scene: Scene, world: World) -> N
     assert shown > 1000
 
 
+@pytest.mark.parametrize(
+    ("ahead", "aside", "turned", "size"),
+    [
+        (1.5, 1.9, 0.0, (4.5, 1.8, 1.5)),
+        (1.5, -2.4, 0.1, (7.5, 2.4, 3.2)),
+        (0.9, 1.6, -0.4, (1.75, 0.62, 1.8)),
+        (20.0, 1.0, 0.7, (4.5, 1.8, 1.5)),
+    ],
+    ids=["car beside", "truck beside", "bicycle beside", "car ahead"],
+)
+def test_an_image_box_holds_all_that_is_before_the_camera(
+    ahead: float, aside: float, turned: float, size: tuple[float, float, float]
+) -> None:
+    """Against the projections of points all over the box's faces, those behind the camera left out."""
+    sequence = KittiMotScene(Path("unused"), kitti_mot_settings(CONFIG), 0)
+    camera, world_from_ego = sequence.cameras[0], sequence.world.world_from_ego(0.0)
+    world_from_cam = world_from_ego @ camera.ego_from_cam
+    eye, way = world_from_cam[:3, 3], world_from_cam[:3, 2]
+    heading = float(np.arctan2(way[1], way[0]))
+    c, s = np.cos(heading), np.sin(heading)
+    x, y = eye[0] + c * ahead - s * aside, eye[1] + s * ahead + c * aside
+    found, truncated = sequence._image_box(0, (x, y, heading + turned, 0.0), size)
+
+    line = np.linspace(-0.5, 0.5, 301)
+    face = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+    points = np.concatenate([np.insert(face, axis, side, axis=1) for axis in range(3) for side in (-0.5, 0.5)])
+    points = (points + (0.0, 0.0, 0.5)) * size
+    c, s = np.cos(heading + turned), np.sin(heading + turned)
+    points = points @ np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]]) + (x, y, 0.0)
+    uv, depth, _ = project(camera.K, transform_points(invert(world_from_cam), points))
+    uv = np.clip(uv[depth > 0.05] - 0.5, 0.0, [camera.width - 1.0, camera.height - 1.0])
+    np.testing.assert_allclose(found, [*uv.min(axis=0), *uv.max(axis=0)], atol=0.5)
+    assert truncated == (ahead < 5)
+    assert (depth < 0).any() == (ahead < 5)
+
+
 def test_velocities_of_boxes_are_the_worlds(log: KittiMotLog, scene: Scene, world: World) -> None:
     boxes = log.tracks(NAME)
     assert boxes is not None
