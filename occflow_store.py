@@ -91,7 +91,7 @@ def _require_truth(store: str) -> None:
     from storage.truth import truth_path
 
     if not truth_path(store).exists():
-        raise CommandError(f"--truth: there is no truth store beside {store}; leave it out")
+        raise CommandError(f"--truth: there is no truth store beside {store} ({truth_path(store)}); leave it out")
 
 
 def _transfer(source: str, destination: str, truth: bool, workers: int, dry_run: bool, **options: Any) -> None:
