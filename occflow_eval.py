@@ -177,9 +177,9 @@ def evaluate_checkpoint(
     model, thresholds = load_model(checkpoint), SWEEP if sweep else ()
     same: dict[str, Any] = {key: options[key] for key in ("keyframes", "exclude") if key in options}
     if choose_on:
-        marks = options.get("exclude", ())
-        few: dict[str, Any] = {"keyframes": CHOOSING_KEYFRAMES, "exclude": marks}
-        options["threshold"] = choose_threshold(model, store, choose_on, SWEEP, **few)
+        options["threshold"] = choose_threshold(
+            model, store, choose_on, SWEEP, keyframes=CHOOSING_KEYFRAMES, exclude=options.get("exclude", ())
+        )
     results = evaluate(model, store, scenes, checkpoint=checkpoint, sweep=thresholds, console=console, **options)
     if choose_on:
         results["notes"].append(

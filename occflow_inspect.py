@@ -63,8 +63,9 @@ def inspect(
         rerun_sdk()
     if exclude is not None:
         _reviewed(exclude)
+    address = host or HOST, PORT if port is None else port
     if serve:
-        require_port(host or HOST, PORT if port is None else port)
+        require_port(*address)
     with _bar("inspect") as tick:
         made = make_report(store, folder, settings, against, tick)
     _show(made.inspection.result)
@@ -76,7 +77,7 @@ def inspect(
         _exclude(made.inspection, exclude)
     say(f"{made.page}, {made.twin}")
     if serve:
-        _serve(made, folder, host or HOST, PORT if port is None else port)
+        _serve(made, folder, *address)
         return
     say(f"next: open {made.page}, or occflow inspect {store} --serve")
 

@@ -3,16 +3,15 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from eval.frames import TruthSource, chosen_keyframes, open_truth
-from eval.label_files import FolderTruth, LabelFolder
+from eval.frames import TruthSource, evaluated_keyframes
+from eval.label_files import LabelFolder
 from eval.protocols import OPENOCC_CLASSES
 from eval.rayiou import RayIoU
 from eval.rules import EvaluationError
-from eval.score import layout_of, open_volumes, present
+from eval.score import layout_of, named_truth, open_volumes, present
 from eval.score_rays import truth_of_rays
 from eval.submission import RayPrediction, write_submission
 from eval.uniocc import write_uniocc
-from storage.exclusions import excluded_by
 from storage.location import ObjectPath
 from storage.reader import StoreReader
 
@@ -50,11 +49,9 @@ def export_predictions(
             f"{predictions}: this is {found} already, of which no other form can be made: export <scene>/<token>/"
             "labels.npz, which have a class and a velocity per voxel"
         )
-    known = open_truth(reader.path) if truth is None else FolderTruth(Path(truth), reader)
-    volumes = open_volumes(predictions, found, reader, known)[1]
+    volumes = open_volumes(predictions, found, reader, named_truth(truth, reader))[1]
     assert isinstance(volumes, LabelFolder)
-    frames = chosen_keyframes(reader, scenes, None, keyframes, excluded_by(reader, exclude).frames)
-    frames, _ = present(volumes, frames, skip_missing)
+    frames, _ = present(volumes, evaluated_keyframes(reader, scenes, None, keyframes, exclude), skip_missing)
     if out.suffix in (".gz", ".pkl"):
         return "submission", write_submission(out, _submission_rows(volumes, frames))
     for scene, t in frames:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.camera_tiles import around, lidar_tiles, resized, tile_size
-from eval.frames import TruthSource, evaluated_keyframes, open_truth
-from eval.label_files import FolderTruth
+from eval.frames import TruthSource, evaluated_keyframes
 from eval.pictures import KeyframePictures, Volume, draw_errors, draw_volume, spread, truth_volume
 from eval.rules import usual_protocol
-from eval.score import Volumes, open_volumes
+from eval.score import Volumes, named_truth, open_volumes
 from eval.views import lidar_views, views
 from storage.location import ObjectPath
 from storage.reader import StoreReader
@@ -38,7 +37,7 @@ def draw_files(
     if layout == "submission":
         return []
     reader = StoreReader(store)
-    known = open_truth(reader.path) if truth is None else FolderTruth(Path(truth), reader)
+    known = named_truth(truth, reader)
     volumes = open_volumes(root, layout, reader, known)[1]
     scored = evaluated_keyframes(reader, scenes, None, keyframes, exclude)
     there = [(s, t) for s, t in scored if volumes.path(s, t).is_file()]

@@ -114,9 +114,14 @@ def _known_layout(layout: str) -> str:
     return layout
 
 
+def named_truth(folder: str | Path | None, reader: StoreReader) -> OccupancyTruth | None:
+    """A folder's ground truth; without one the truth store beside the cue store, None where there is none."""
+    return open_truth(reader.path) if folder is None else FolderTruth(Path(folder), reader)
+
+
 def _truth_at(folder: str | Path | None, reader: StoreReader) -> OccupancyTruth:
-    """A folder's ground truth; None: the truth store beside the cue store."""
-    found: OccupancyTruth | None = open_truth(reader.path) if folder is None else FolderTruth(Path(folder), reader)
+    """The same; EvaluationError where there is none."""
+    found = named_truth(folder, reader)
     if found is None:
         raise EvaluationError(f"{reader.path}: no truth store beside it; name a folder of ground truth with --truth")
     return found

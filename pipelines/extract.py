@@ -62,7 +62,8 @@ def extract_unit(config: CuesConfig, unit: UnitId, truth: bool = False) -> Commi
     bench = workbench(config)
     store = bench.truth_store if truth else bench.store
     inputs = bench.scene_digest(unit.scene)
-    mark, marks = fingerprint(bench, unit, inputs, truth), upstream_marks(bench, unit, inputs, truth)
+    marks = upstream_marks(bench, unit, inputs, truth)
+    mark = fingerprint(bench, unit, inputs, truth, marks)
     mismade = False
     if store.is_current(unit, mark):
         found = _committed(store, unit)

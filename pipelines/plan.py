@@ -144,16 +144,16 @@ def _state(bench: Workbench, scene_digest: str | None, unit: UnitId, truth: bool
         return "missing"
     if scene_digest is None:
         return "stale"
-    if record.fingerprint != fingerprint(bench, unit, scene_digest, truth):
-        return "stale"
-    return "current" if made_from(record, upstream_marks(bench, unit, scene_digest, truth)) else "stale"
+    marks = upstream_marks(bench, unit, scene_digest, truth)
+    current = record.fingerprint == fingerprint(bench, unit, scene_digest, truth, marks) and made_from(record, marks)
+    return "current" if current else "stale"
 
 
 def upstream_marks(bench: Workbench, unit: UnitId, scene_digest: str, truth: bool = False) -> dict[str, str]:
     """Fingerprints of the units that this one is to be made from, by cue name."""
-    if truth or unit.cue == INIT:
+    if unit.cue == INIT:
         return {}
-    needs = bench.extractors[unit.cue].needs
+    needs = (bench.truth_extractors if truth else bench.extractors)[unit.cue].needs
     return {need: fingerprint(bench, UnitId(need, unit.scene, unit.block), scene_digest) for need in needs}
 
 
@@ -162,19 +162,26 @@ def made_from(record: CommitRecord, marks: Mapping[str, str]) -> bool:
     return all(record.provenance.upstream.get(need, mark) == mark for need, mark in marks.items())
 
 
-def fingerprint(bench: Workbench, unit: UnitId, scene_digest: str, truth: bool = False) -> str:
+def fingerprint(
+    bench: Workbench,
+    unit: UnitId,
+    scene_digest: str,
+    truth: bool = False,
+    marks: Mapping[str, str] | None = None,
+) -> str:
     """Digest of all that decides what a unit holds: raw content, records, configuration, upstream units, its frames.
 
     The scene is the grain of the inputs: a changed raw file makes every block of its scene stale, because extractors
     read beyond their block's edges.
+
+    Args:
+        marks: the unit's `upstream_marks`, where they are known already.
     """
     parts: list[object] = ["truth" if truth else "cues", str(unit), scene_digest, list(bench.cameras)]
     if unit.cue != INIT:
         extractor = (bench.truth_extractors if truth else bench.extractors)[unit.cue]
-        upstream = {
-            need: fingerprint(bench, UnitId(need, unit.scene, unit.block), scene_digest) for need in extractor.needs
-        }
-        parts += [extractor.config_digest(), upstream]
+        upstream = upstream_marks(bench, unit, scene_digest, truth) if marks is None else marks
+        parts += [extractor.config_digest(), dict(upstream)]
         options = getattr(bench.log, "truth_options", None) if truth else None
         if options is not None and options(unit.cue):  # of which fingerprints under default options say nothing
             parts.append(dict(options(unit.cue)))

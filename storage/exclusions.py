@@ -156,13 +156,18 @@ def excluded_frames(reader: StoreReader, frames: Iterable[ExcludedFrame]) -> Exc
         if _untold(frame):
             stale.append(f"{frame.scene}:{t}: does not say which cues were missing: have it checked again")
             continue
-        now = fingerprints(scene, t, frame.fingerprints)
-        changed = sorted(cue for cue, mark in frame.fingerprints.items() if now.get(cue) != mark)
+        changed = changed_since(scene, t, frame.fingerprints)
         if changed:
             stale.append(f"{frame.scene}:{t}: made or made anew since it was marked: {', '.join(changed)}")
         else:
             held.add((frame.scene, t))
     return Excluded(frozenset(held), tuple(stale))
+
+
+def changed_since(scene: SceneReader, t: int, marks: Mapping[str, str]) -> list[str]:
+    """Cues of a keyframe whose fingerprints are no longer these."""
+    now = fingerprints(scene, t, marks)
+    return sorted(cue for cue, mark in marks.items() if now.get(cue) != mark)
 
 
 def _untold(frame: ExcludedFrame) -> bool:

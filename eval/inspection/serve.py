@@ -267,10 +267,13 @@ def _is_address(host: str) -> bool:
 
 def require_port(host: str, port: int) -> None:
     """Raise EvaluationError unless this machine can listen there now; `port` 0 is any."""
+    _listen(host, port, Handler).server_close()
+
+
+def _listen(host: str, port: int, handler: type[Handler]) -> ThreadingHTTPServer:
     try:
         ipaddress.ip_address(host)
-        with ThreadingHTTPServer((host, port), Handler):
-            pass
+        return ThreadingHTTPServer((host, port), handler)
     except (ValueError, OSError) as error:
         raise EvaluationError(f"--host {host} --port {port}: cannot listen there ({error})") from None
 
@@ -286,11 +289,7 @@ def make_server(
     handler: Any = type(
         "BoundHandler", (Handler,), {"browser": Browser(inspection, drawn, folder), "hosts": frozenset()}
     )
-    try:
-        ipaddress.ip_address(host)
-        server = ThreadingHTTPServer((host, port), handler)
-    except (ValueError, OSError) as error:
-        raise EvaluationError(f"--host {host} --port {port}: cannot listen there ({error})") from None
+    server = _listen(host, port, handler)
     server.daemon_threads = True
     own = server.server_address[1]
     if host == LOCAL:
