@@ -4,7 +4,7 @@ Table layout: the nuScenes schema document (scene, sample, sample_data, ego_pose
 `next` and `prev` are not needed; tables `log`, `instance`, `sample_annotation` are never opened.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -90,12 +90,15 @@ class NuScenesIndex:
 def read_scenes(tables: Path) -> list[SceneRow]:
     """Rows of `scene`, in file order. Raises DataError."""
     path = tables / "scene.json"
-    return [
+    rows = [
         SceneRow(
             text(path, r, "token"), text(path, r, "name"), str(r.get("description", "")), count(path, r, "nbr_samples")
         )
         for r in stream_records(path)
     ]
+    _check_once(path, "token", [row.token for row in rows])
+    _check_once(path, "name", [row.name for row in rows])
+    return rows
 
 
 def build_index(tables: Path, scenes: list[SceneRow], sweeps: bool = True) -> NuScenesIndex:
@@ -145,7 +148,20 @@ def _read_samples(tables: Path, scenes: list[SceneRow]) -> SampleTable:
         out.scene.append(number)
         out.timestamp.append(whole(path, record, "timestamp"))
         out.next_token.append(str(record.get("next") or ""))
+    _check_once(path, "token", out.token)
     return out
+
+
+def _check_once(path: Path, name: str, values: Sequence[str] | np.ndarray) -> None:
+    """Raises DataError where two rows have the same value: frames would count twice, or a scene hide another."""
+    unique, counts = np.unique(np.asarray(values), return_counts=True)
+    if (counts > 1).any():
+        value = unique[counts > 1][0].item()
+        raise DataError(
+            f"{path}: {int((counts > 1).sum())} of its rows occur more than once, the first of them with {name} "
+            f"{value.decode() if isinstance(value, bytes) else value!r}; were the tables of two versions put "
+            "together? Use those of one (v1.0-mini's scenes are in v1.0-trainval)"
+        )
 
 
 def _read_calibrations(tables: Path) -> tuple[list[Calibration], set[str]]:
@@ -171,6 +187,7 @@ def _read_calibrations(tables: Path) -> tuple[list[Calibration], set[str]]:
                 matrix(path, record, "camera_intrinsic"),
             )
         )
+    _check_once(path, "token", [calibration.token for calibration in kept])
     return kept, ignored
 
 
@@ -213,6 +230,7 @@ def _read_sample_data(
     dtypes = ("S", "S", np.int32, np.int32, np.int64, np.bool_, np.int32, "S")
     names = ("token", "filename", "sample", "calibration", "timestamp", "is_keyframe", "size")
     columns = _columns(kept(), dtypes)
+    _check_once(path, "token", columns[0])
     columns[6] = columns[6].reshape(-1, 2)
     notes = []
     if uncalibrated:

@@ -72,6 +72,25 @@ def test_ragged_intrinsics(tiny_nuscenes: Any) -> None:
     _fails(tiny_nuscenes, "calibrated_sensor.json", "scene-0061-CAM_BACK-cal", "3 rows of 3 numbers")
 
 
+@pytest.mark.parametrize(
+    ("table", "token"),
+    [
+        ("scene", "scene-0061"),
+        ("sample", "scene-0061-sample-1"),
+        ("calibrated_sensor", "scene-0061-CAM_BACK-cal"),
+        ("sample_data", "scene-0061-CAM_FRONT-006"),
+    ],
+)
+def test_rows_that_are_there_twice(tiny_nuscenes: Any, table: str, token: str) -> None:
+    tiny_nuscenes.tables[table].append(dict(tiny_nuscenes.row(table, token)))
+    _fails(tiny_nuscenes, f"{table}.json", token, "1 of its rows occur more than once", "two versions")
+
+
+def test_two_scenes_of_one_name(tiny_nuscenes: Any) -> None:
+    tiny_nuscenes.tables["scene"].append(dict(tiny_nuscenes.row("scene", "scene-0061"), token="another"))
+    _fails(tiny_nuscenes, "scene.json", "name 'scene-0061'")
+
+
 def test_samples_that_run_backwards(tiny_nuscenes: Any) -> None:
     first, second = (tiny_nuscenes.row("sample", f"scene-0061-sample-{t}") for t in (0, 1))
     first["timestamp"], second["timestamp"] = second["timestamp"], first["timestamp"]
