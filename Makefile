@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: demo ablate test test-slow bench lint format install clean
+.PHONY: demo ablate test test-slow bench bench-gpu lint format install clean
 .DEFAULT_GOAL := test
 
 $(STAMP): constraints.txt pyproject.toml
@@ -39,6 +39,10 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# What only a GPU can say; goes on where it stopped: make bench-gpu ARGS='--minutes 14'
+bench-gpu: $(STAMP)
+	$(BIN)/python tests/benchmarks/on_a_gpu.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

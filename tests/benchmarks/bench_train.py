@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import train.module
+import train.motion_terms
 from geometry.transforms import invert
 from model.network import FrameInput, OccFlow
 from train.batch import Batch, FlowTarget, View
@@ -35,11 +36,14 @@ from train.speed import Precision, compile_blocks, products
 CAMERAS = 6
 SIZES = {"demo": ((64, 176), (64, 176)), "ablation": ((64, 176), (64, 176)), "nuscenes": ((512, 1408), (256, 704))}
 """Height and width of what the network sees and of what is rendered, by preset."""
-PARTS = (
-    "cast_camera_rays", "separate_motion", "compare_with", "photometric_loss", "supervise_flow", "calm_static",
-    "smooth_flow", "supervise_ranges", "eikonal_everywhere", "hessian", "smooth_depth", "matter_on_jittered_grid",
-    "matter_behind",
-)  # fmt: skip
+PARTS = {
+    train.module: (
+        "cast_camera_rays", "separate_motion", "compare_with", "photometric_loss", "supervise_ranges",
+        "eikonal_everywhere", "hessian", "smooth_depth", "matter_on_jittered_grid", "matter_behind",
+    ),
+    train.motion_terms: ("supervise_flow", "calm_static", "smooth_flow"),
+}  # fmt: skip
+"""Functions of a step that are timed, by the module that calls them."""
 MODULES = ("backbone", "pyramid", "tpv", "fusion", "refine", "sdf_head", "flow_head")
 SMALL = (
     "model.backbone={dims: [16, 16, 16, 16]}", "model.fpn_dim=24", "model.tpv={dim: 24, ffn_dim: 32}",
@@ -158,17 +162,17 @@ class Clock:
 @contextmanager
 def timed_parts(module: StageModule, clock: Clock) -> Iterator[None]:
     """Time the losses of the training step and the modules of the network."""
-    originals = {name: getattr(train.module, name) for name in PARTS}
-    for name, original in originals.items():
-        setattr(train.module, name, clock.around(name, original))
+    originals = [(caller, name, getattr(caller, name)) for caller, names in PARTS.items() for name in names]
+    for caller, name, original in originals:
+        setattr(caller, name, clock.around(name, original))
     for name in MODULES:
         part = getattr(module.network, name)
         part.forward = clock.around(f"network: {name}", part.forward)
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(train.module, name, original)
+        for caller, name, original in originals:
+            setattr(caller, name, original)
 
 
 def precision_of(variant: str) -> Precision:
