@@ -9,6 +9,9 @@ from geometry.grid import KITTI_GRID, NUSCENES_GRID, VoxelGrid
 FusionKind = Literal["none", "concat", "bev_pool_forward", "bev_pool_bfam", "full"]
 AlphaForm = Literal["consecutive", "gradient"]
 
+KITTI_GROUND_Z = -1.73
+"""Height of KITTI's road in its ego frame, metres: that of the LiDAR on the roof."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -214,8 +217,15 @@ class ModelConfig(_Section):
 
     @classmethod
     def semantic_kitti(cls) -> "ModelConfig":
-        """Paper size on SemanticKITTI and KITTI-MOT: 0.4 m TPV cells, 0.2 m output, the volume in front of the car."""
-        return cls(grid=GridConfig(lower=KITTI_GRID.lower, upper=KITTI_GRID.upper, voxel=0.2))
+        """Paper size on SemanticKITTI and KITTI-MOT: 0.4 m TPV cells, 0.2 m output, the volume in front of the car.
+
+        The ego frame is the LiDAR's: the road is 1.73 m below its origin.
+        """
+        return cls(
+            grid=GridConfig(lower=KITTI_GRID.lower, upper=KITTI_GRID.upper, voxel=0.2),
+            depth_lift=DepthLiftConfig(ground_z=KITTI_GROUND_Z),
+            heads=HeadConfig(ground_height=KITTI_GROUND_Z),
+        )
 
     @classmethod
     def demo(cls) -> "ModelConfig":

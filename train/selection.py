@@ -5,6 +5,8 @@ import logging
 import math
 from collections import Counter
 
+import numpy as np
+
 from storage.dynamics import current_motion, dynamics_path, read_dynamics
 from storage.errors import CueMissing, StoreError
 from storage.exclusions import Excluded, excluded_by
@@ -96,7 +98,8 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
     """(scene, keyframe) pairs this stage trains on: chosen, not excluded, every cue that is needed committed.
 
     Raises:
-        ConfigError: data.scenes matches no scene of the store, none with poses, or everything is excluded.
+        ConfigError: data.scenes matches no scene of the store, none with poses, or everything is excluded; or things
+            are to stand on a ground that is not below the cameras.
         CueMissing: a needed cue is committed nowhere (it names the command that makes it), or comes from LiDAR in a
             camera-only run.
     """
@@ -140,7 +143,31 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
         derived = tuple(cue for cue in cues if cue not in passed)
         for name, t in frames:
             require_no_lidar(reader.scene(name), derived, t)
+    _require_ground_below(config, stage, reader, frames)
     return frames
+
+
+def _require_ground_below(config: TrainConfig, stage: int, reader: StoreReader, frames: list[tuple[str, int]]) -> None:
+    """Raise ConfigError where things are to be placed by the ground and a camera is not above it: none of them would be
+    placed, and nothing would tell. A scene's first keyframe answers for all of them."""
+    by_ground = stage == 2 and config.loss.lifted_flow > 0 and not config.ablation.lidar
+    if not (config.rays.standing or by_ground):
+        return
+    ground = config.model.depth_lift.ground_z
+    first: dict[str, int] = {}
+    for name, t in frames:
+        first.setdefault(name, t)
+    for name, t in first.items():
+        table = reader.scene(name).table
+        for c in np.flatnonzero(table.camera_valid[t]):
+            height = float(table.ego_from_cam[t][c][2, 3])
+            if height <= ground:
+                camera = reader.attributes.cameras[c]
+                raise ConfigError(
+                    f"model.depth_lift.ground_z = {ground:g}: camera {camera} of scene {name!r} is at z = {height:g} m "
+                    "of the ego frame, and the ground has to lie below it for things to stand on it; "
+                    "set the ground's height (about -1.73 where the ego frame is the LiDAR's on the roof)"
+                )
 
 
 def with_repeats(

@@ -29,6 +29,7 @@ def test_presets_hold_the_papers_numbers() -> None:
     kitti = load_config("semantic_kitti")
     assert (kitti.loss.hessian, kitti.data.neighbour.sigma_m, kitti.stage2.epochs) == (0.1, 1.0, 12)
     assert kitti.model.grid.build().shape == (256, 256, 32)
+    assert (kitti.model.depth_lift.ground_z, kitti.model.heads.ground_height) == (-1.73, -1.73), "the LiDAR's frame"
     assert not load_config("nuscenes_camera_only").ablation.lidar
 
 

@@ -1,17 +1,20 @@
 """Depth of movable things from the ground that they stand on, by hand and in a small exact world."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from geometry.transforms import from_rotation_translation, transform_points
+from storage.reader import StoreReader
 from train.batch import Batch, collate
-from train.config import TrainConfig
+from train.config import ConfigError, TrainConfig
 from train.data import KeyframeDataset
 from train.returns import passes_near
-from train.selection import needed_cues
+from train.selection import needed_cues, training_frames
 from train.standing import FARTHEST_M, depth_per_pixel, standing_things
 from train.things import THING_M
 
@@ -89,6 +92,21 @@ def test_a_pixel_is_worth_more_metres_farther_away() -> None:
 def test_a_camera_under_the_ground_sees_none() -> None:
     assert not depths(masks(a=(30, 55, 20, 30)), ground_z=2.0)
     assert np.isfinite(depth_per_pixel(EGO_FROM_CAM, K, 2.0))
+
+
+@pytest.mark.parametrize(
+    "needs", [{"rays": {"standing": 8}}, {"rays": {"triangulated": 8}, "loss": {"lifted_flow": 1.0}}]
+)
+def test_a_ground_that_is_not_below_the_cameras_is_refused(tiny_config: Make, tiny_store: Path, needs: dict) -> None:
+    """The world's cameras are 1.5 m high. Runs that place nothing by the ground need not know where it is."""
+    reader = StoreReader(tiny_store)
+    for ground, refused in ((1.4, False), (1.6, True)):
+        model = {"depth_lift": {"ground_z": ground}}
+        config = tiny_config(**needs, ablation={"lidar": False}, model=model)
+        told = r"ground_z = 1\.6: camera CAM_FRONT of scene 'a' is at z = 1\.5 m .* -1\.73"
+        with pytest.raises(ConfigError, match=told) if refused else nullcontext():
+            training_frames(config, 2, reader)
+        assert training_frames(tiny_config(ablation={"lidar": False}, model=model), 2, reader)
 
 
 def batch_at(config: TrainConfig, t: int) -> Batch:
