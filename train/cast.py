@@ -11,6 +11,7 @@ from geometry.grid import VoxelGrid
 from model.fields import Fields
 from model.render import RayRender, Renderer
 from train.batch import Batch
+from train.losses.averages import MIN_WEIGHT
 from train.rays import RayGrid, Rays, camera_rays
 
 
@@ -19,7 +20,7 @@ class CameraCast:
     """Rendered rays of n = batch x cameras images; rays in the row-major order of `grid`.
 
     Samples include the far one where the configuration has it: it carries the light that passes every other sample
-    and stands at the exit of the volume.
+    and stands at the exit of the volume. Without it rays that hold hardly any light have no range and are not usable.
     """
 
     grid: RayGrid
@@ -84,7 +85,7 @@ def cast_camera_rays(
         size=(batch.images.shape[-2], batch.images.shape[-1]),
         pixels=pixels,
         colours=grid.pick(batch.images.flatten(0, 1)).float() / 255,
-        usable=views(render.valid) & batch.camera_valid.flatten()[:, None],
+        usable=views(_ranged(render, far_sample)) & batch.camera_valid.flatten()[:, None],
         weights=views(weights),
         distances=views(distances),
         points=views(points),
@@ -104,6 +105,9 @@ class RangeCast:
     weights: Float[Tensor, "batch rays samples"]
     distances: Float[Tensor, "batch rays samples"]
     valid: Bool[Tensor, "batch rays"]
+    """Whether they meet the volume."""
+    ranged: Bool[Tensor, "batch rays"]
+    """Of these, those that hold enough light for a range: without the far sample not all do."""
     sdf: Float[Tensor, "batch rays inside"]
     """Signed distance at the samples inside the volume: all but the far one, metres."""
 
@@ -116,7 +120,8 @@ def cast_ranges(
     weights, distances = render.weights, render.distances
     if far_sample:
         weights, distances, _, _ = _append_far(render, rays, fields.grid)
-    return RangeCast(mean_range(weights, distances), weights, distances, render.valid, render.sdf)
+    ranged = _ranged(render, far_sample)
+    return RangeCast(mean_range(weights, distances), weights, distances, render.valid, ranged, render.sdf)
 
 
 def mean_range(
@@ -124,6 +129,11 @@ def mean_range(
 ) -> Float[Tensor, "b rays"]:
     """Σ w d / Σ w, metres; 0 where no sample has weight."""
     return (weights * distances).sum(dim=-1) / weights.sum(dim=-1).clamp_min(1e-6)
+
+
+def _ranged(render: RayRender, far_sample: bool) -> Bool[Tensor, "b rays"]:
+    """Rays whose samples hold enough light to say how far they go; with the far sample all that meet the volume."""
+    return render.valid if far_sample else render.valid & (render.opacity > MIN_WEIGHT)
 
 
 def _append_far(render: RayRender, rays: Rays, grid: VoxelGrid) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -20,7 +20,7 @@ from train.rays import beside, lidar_rays
 
 
 class RangeTerms(NamedTuple):
-    """Losses of rays that were cast to returns, and how many returns there were."""
+    """Losses of rays that were cast to returns, and how many rendered ranges were compared with one."""
 
     ranges: Float[Tensor, ""]
     """Scale-invariant, of the rendered ranges."""
@@ -51,7 +51,8 @@ def supervise_ranges(
     jitter = beside(torch.rand(measured.shape, generator=generator), measured)
     cast = cast_ranges(fields, renderer, rays, jitter=jitter, step=step, far_sample=far_sample)
     valid = batch.return_valid & cast.valid & (measured > 0)
-    ranges = scale_invariant_loss(cast.range, measured, valid, loss.lidar_focus)
+    compared = valid & cast.ranged
+    ranges = scale_invariant_loss(cast.range, measured, compared, loss.lidar_focus)
     spread = ranges.new_zeros(())
     if loss.lidar_spread:
         spread = spread_loss(cast.weights, cast.distances, measured, valid)
@@ -61,7 +62,7 @@ def supervise_ranges(
     surface = ranges.new_zeros(())
     if loss.surface:
         surface = surface_loss(fields.sdf_at(batch.return_points), valid)
-    return RangeTerms(ranges, spread, free, surface, valid.sum())
+    return RangeTerms(ranges, spread, free, surface, compared.sum())
 
 
 def supervise_pixel_depth(predicted: PixelDepth, batch: Batch) -> Float[Tensor, ""]:

@@ -274,6 +274,42 @@ def test_lidar_loss_knows_the_right_wall(world: Any, tiny_config: Make) -> None:
     assert torch.allclose(ranges, measured, rtol=0.05)
 
 
+def test_without_a_far_sample_rays_that_hold_no_light_are_dropped_and_counted(world: Any, tiny_config: Make) -> None:
+    """A wall to the left, nothing to the right: no range is rendered there, and 0 m is none."""
+    config = tiny_config()
+    batch, renderer = returns_ahead(config, 64)
+    batch.return_origins = torch.tensor([0.0, 0.0, 1.8]).expand(1, 64, 3)
+    wall = wall_fields(config, 10.0)
+    half = wall.grid.shape[1] // 2
+    gap = wall.sdf.clone()
+    gap[:, :, :half] = 30.0
+    fields = Fields(gap, wall.flow, wall.grid)
+    assert batch.return_points is not None
+    seen, clear = batch.return_points[..., 1] > 2, batch.return_points[..., 1].abs() > 2
+    found = {}
+    for name, valid in (("all", clear), ("seen", seen)):
+        batch.return_valid = valid
+        found[name] = supervise_ranges(
+            fields, renderer, batch, config.loss.model_copy(update={"surface": 1.0}),
+            step=10**6, far_sample=False, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+    assert found["seen"].ranges < 0.05
+    assert found["all"].ranges.item() == pytest.approx(found["seen"].ranges.item(), abs=1e-6)
+    assert found["seen"].returns == found["all"].returns == seen.sum()
+    assert found["all"].surface > 10, "what is missing is still asked for"
+
+    kwargs: dict[str, Any] = {"jitter": torch.full((1, 1024), 0.5), "step": 10**6, "with_flow": True}
+    with torch.no_grad():
+        cast, whole = (
+            cast_camera_rays(fields, renderer, batch, FULL, far_sample=far, **kwargs) for far in (False, True)
+        )
+    lit = cast.weights.sum(dim=-1) > 1e-3
+    assert (cast.usable == lit).all()
+    assert 0.1 < lit.float().mean() < 0.9
+    assert whole.usable.all()
+    assert cast.depth[cast.usable].min() > 1.0
+
+
 def test_rays_that_start_inside_matter_are_seen_by_the_free_space_term_alone(world: Any, tiny_config: Make) -> None:
     """A ball of matter around the LiDAR, a wall where the returns are: rendering leaves the ball without weight."""
     config = tiny_config()
