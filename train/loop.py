@@ -251,7 +251,10 @@ def _keep_untrained(config: TrainConfig, network: OccFlow, begun: Taken | None) 
 def _trainer_options(config: TrainConfig) -> dict[str, Any]:
     run = config.run
     devices = run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1
-    image_steps = max(config.stage1.image_share, config.stage2.image_share) > 0
+    # Steps of the image side alone leave the rest without a gradient; where nothing calms the flow, steps in which
+    # nothing moves leave its decoder without one.
+    calmed = config.loss.dreg > 0 or config.loss.smooth_flow > 0
+    partial = max(config.stage1.image_share, config.stage2.image_share) > 0 or not calmed
     nodes, several = 1, devices != 1 and (run.accelerator == "cpu" or torch.cuda.device_count() > 1)
     if torch.distributed.is_torchelastic_launched():
         # torchrun decides how many processes there are, whatever the configuration says.
@@ -263,8 +266,7 @@ def _trainer_options(config: TrainConfig) -> dict[str, Any]:
         "devices": devices,
         "num_nodes": nodes,
         "precision": "32-true" if run.precision == "tf32" else run.precision,
-        # Steps of the image side alone leave the rest without a gradient.
-        "strategy": ("ddp_find_unused_parameters_true" if image_steps else "ddp") if several else "auto",
+        "strategy": ("ddp_find_unused_parameters_true" if partial else "ddp") if several else "auto",
         "max_epochs": 1,
         "logger": TensorBoardLogger(save_dir=config.out, name="tensorboard", version=""),
         "enable_checkpointing": False,

@@ -97,6 +97,18 @@ def test_two_processes_share_an_epoch_and_go_on_after_sigterm(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_steps_in_which_nothing_moves_need_no_gradient_of_the_flow(
+    tiny_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """A scene's last keyframe has no flow cue, and here no other loss asks for the flow."""
+    still = {"loss": {"dreg": 0.0, "smooth_flow": 0.0}, "ablation": {"two_stage": False}}
+    config = tiny_config(out=tmp_path / "still", **still, stage2={"epochs": 1.0, "max_steps": None, "warmup_steps": 2})
+    record = tmp_path / "still-{rank}.jsonl"
+    code, told = torchrun(config, record, 2)
+    assert code == 0, told
+    assert [len(entries(record, rank, "step", 2)) for rank in (0, 1)] == [5, 5]
+
+
 def test_an_epoch_begun_by_one_process_is_ended_by_two(make_run: Callable[[str], tuple[TrainConfig, Path]]) -> None:
     config, record = make_run("moved")
     code, told = torchrun(config, record, 1, stop_at="1:2")
