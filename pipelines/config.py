@@ -174,7 +174,7 @@ def load_config(source: str | Path, overrides: Mapping[str, Any] | None = None) 
     """Read a preset by name, or a YAML file, with dotted-key overrides such as {"dataset.root": "/data"}.
 
     Raises:
-        ConfigError: no such file or preset, not YAML, an unknown key, a wrong value.
+        ConfigError: no such file or preset, not YAML, an unknown key, a wrong value, a key of what has no keys.
     """
     text = _read(source)
     try:
@@ -206,8 +206,16 @@ def _read(source: str | Path) -> str:
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     *folders, leaf = dotted.split(".")
-    for folder in folders:
-        values = values.setdefault(folder, {})
+    for depth, folder in enumerate(folders, 1):
+        if values.get(folder) is None:  # `lidar:` takes every default
+            values[folder] = {}
+        if not isinstance(values[folder], dict):
+            above = ".".join(folders[:depth])
+            raise ConfigError(
+                f"{dotted} = {value!r}: {above} is {values[folder]!r} here and has no keys; give {above} as a whole, a "
+                "mapping of keys to values"
+            )
+        values = values[folder]
     values[leaf] = value
 
 

@@ -115,6 +115,10 @@ def test_triangulation_by_hand() -> None:
     assert logs == pytest.approx([-0.8 / 45, -0.5 / 45, 0.0], abs=6e-4)
     assert at(None, None).depth == at(1.0, 1.0).depth
     assert not len(at(0.0, 0.0).depth)
+    # What is not trusted at all does not speak against the other cue either, wherever it ends; what is a little does.
+    far = ((40.0, 9.0), (0.0, -2.0, 0.0))
+    assert at(1.0, 0.0).depth == pytest.approx([8.0], abs=0.01)
+    assert not len(at(1.0, 0.01).depth)
 
 
 def test_lifted_motion_by_hand() -> None:
