@@ -37,6 +37,8 @@ DEPTH_NOISE_M = 0.5
 """Error that is thought likely of the depth where a flow ends: another point of the same thing."""
 NEAR_WIDTHS = 2 / 176
 """So near to where a flow ends a return tells its depth, image widths."""
+GOALS_AT_ONCE = 256
+"""Places whose depth is looked for together."""
 WELL_KNOWN_M = 0.5
 """A motion along some direction that is known to this many metres per interval counts by half, a better one by more."""
 PATCH_M = 2.0
@@ -221,9 +223,16 @@ def depth_at(goal: Float64[np.ndarray, "n 2"], ending: Ending | None, near: floa
     depth = np.full(len(goal), np.nan)
     if ending is None or not len(ending.depth) or not len(goal):
         return depth
-    close = ((goal[:, None] - ending.pixels[None]) ** 2).sum(axis=-1) < near**2
-    some = close.any(axis=1)
-    depth[some] = np.nanmedian(np.where(close[some], ending.depth[None], np.nan), axis=1)
+    # Column by column of the image: all with all are gigabytes where a LiDAR is dense and much can move.
+    by_column = ending.pixels[:, 0].argsort()
+    pixels, depths = ending.pixels[by_column], ending.depth[by_column]
+    for rows in np.array_split(goal[:, 0].argsort(), -(-len(goal) // GOALS_AT_ONCE)):
+        here = goal[rows]
+        first = np.searchsorted(pixels[:, 0], here[0, 0] - near)
+        last = np.searchsorted(pixels[:, 0], here[-1, 0] + near, side="right")
+        close = ((here[:, None] - pixels[None, first:last]) ** 2).sum(axis=-1) < near**2
+        some = close.any(axis=1)
+        depth[rows[some]] = np.nanmedian(np.where(close[some], depths[None, first:last], np.nan), axis=1)
     return depth
 
 

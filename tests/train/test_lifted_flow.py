@@ -1,5 +1,6 @@
 """Motion of returns from flow and depth: by hand, against the exact world, on wrong and missing cues, and in a run."""
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,22 @@ def test_depth_where_a_flow_ends() -> None:
     assert depth_at(np.array([[10.2, 10.2], [50.0, 50.5]]), ending, 2.0).tolist() == [6.0, 7.0]
     assert np.isnan(depth_at(np.array([[30.0, 30.0]]), ending, 2.0)).all()
     assert np.isnan(depth_at(np.array([[30.0, 30.0]]), None, 2.0)).all()
+
+
+def test_depths_of_a_dense_scan_against_all_with_all_and_in_little_memory() -> None:
+    """Many goals of one column, some outside the image, some far from any return."""
+    rng = np.random.default_rng(0)
+    ending = Ending(rng.uniform((0, 100), (600, 250), (3000, 2)), rng.uniform(3, 60, 3000))
+    goal = np.concatenate([rng.uniform((-50, 0), (1200, 350), (2000, 2)), np.full((600, 2), (300.0, 170.0))])
+    tracemalloc.start()
+    found = depth_at(goal, ending, 14.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    close = ((goal[:, None] - ending.pixels) ** 2).sum(axis=-1) < 14.0**2
+    slow = [np.median(ending.depth[mine]) if mine.any() else np.nan for mine in close]
+    np.testing.assert_array_equal(found, slow)
+    assert 500 < np.isnan(found).sum() < 2000
+    assert peak < 2**25
 
 
 def test_one_wrong_return_of_a_patch_does_not_move_it() -> None:
