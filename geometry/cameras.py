@@ -18,13 +18,23 @@ MIN_DEPTH = 1e-3
 
 
 def check_intrinsics(name: str, K: np.ndarray) -> None:
-    """Raise a ValueError naming `name` unless K is a finite, invertible upper-triangular 3x3 with positive focals."""
+    """Raise a ValueError naming `name` unless K is a finite, invertible upper-triangular 3x3 with positive focals.
+
+    Below the diagonal nothing is read by `project`: a transposed K, or one that is scaled as a whole, would project
+    without a word to other pixels.
+    """
     K = np.asarray(K)
     if K.shape != (3, 3) or not np.all(np.isfinite(K)):
         raise ValueError(f"{name}: expected a finite 3x3 camera matrix, got {K.tolist()}")
     if K[0, 0] <= 0 or K[1, 1] <= 0 or abs(np.linalg.det(K)) < 1e-9:
         raise ValueError(
             f"{name}: singular camera matrix {K.tolist()}: focal lengths must be positive and the last row (0, 0, 1)"
+        )
+    below = np.abs(K[[1, 2, 2], [0, 0, 1]]).max()
+    if below > 1e-6 or abs(K[2, 2] - 1) > 1e-6:
+        hint = "divide it by its last entry" if below <= 1e-6 else "is it transposed?"
+        raise ValueError(
+            f"{name}: camera matrix {K.tolist()}: expected zeros below the diagonal and the last row (0, 0, 1); {hint}"
         )
 
 

@@ -160,3 +160,10 @@ def check_rigid(name: str, dst_from_src: np.ndarray, tolerance: float = 1e-3) ->
             f"{name}: not a rotation (R·Rᵀ is off the identity by {error:.3g}, "
             f"allowed {tolerance:g}; determinant must be +1)"
         )
+    last = m[..., 3, :].reshape(-1, 4)
+    wrong = np.abs(last - (0, 0, 0, 1)).max(axis=1) > 1e-6
+    if wrong.any():
+        raise ValueError(
+            f"{name}: the last row is {last[wrong.argmax()].tolist()}, expected 0, 0, 0, 1: a translation belongs into "
+            "the last column (is the matrix transposed?)"
+        )

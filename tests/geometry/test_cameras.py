@@ -222,3 +222,17 @@ def test_singular_intrinsics_are_named(matrix: np.ndarray) -> None:
     with pytest.raises(ValueError, match="camera CAM_X"):
         check_intrinsics("camera CAM_X", matrix)
     check_intrinsics("camera CAM_X", K)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "hint"),
+    [
+        (K.T, "is it transposed"),
+        (2 * K, "divide it by its last entry"),
+        (K + 0.1 * np.eye(3, k=-1), "below the diagonal"),
+    ],
+)
+def test_intrinsics_that_would_project_elsewhere_are_named(matrix: np.ndarray, hint: str) -> None:
+    """Positive focals and a determinant are not enough: what lies below the diagonal is read by nobody."""
+    with pytest.raises(ValueError, match=rf"camera CAM_X.*{hint}"):
+        check_intrinsics("camera CAM_X", matrix)

@@ -152,6 +152,14 @@ def test_what_is_not_rigid_is_named(rotation: np.ndarray, complaint: str) -> Non
         check_rigid("pose of frame 7", poses)
 
 
+def test_a_translation_in_the_last_row_is_named() -> None:
+    """Files of row vectors hold the transposed matrix: its rotation is one too, its translation would be lost."""
+    poses = _random_poses(3)
+    poses[1] = poses[1].T
+    with pytest.raises(ValueError, match=r"pose of frame 7: the last row is .*expected 0, 0, 0, 1.*transposed"):
+        check_rigid("pose of frame 7", poses)
+
+
 def test_rigid_check_wants_matrices() -> None:
     with pytest.raises(ValueError, match=r"shape \(3, 4\)"):
         check_rigid("pose", np.eye(3, 4))
