@@ -1,6 +1,6 @@
 """ConvNeXt image backbone with the parameter names of the official files, and their loader."""
 
-import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -140,17 +140,11 @@ def load_official_weights(backbone: ConvNeXt, path: str | Path) -> WeightReport:
     with `weights_only=True`: nothing in the file is executed.
 
     Raises:
-        ValueError: the file is no such checkpoint, or holds another size of ConvNeXt: names the entry, both shapes
-            and what to set.
+        OSError: there is no such file, or it may not be read.
+        ValueError: the file is no such checkpoint, is damaged, or holds another size of ConvNeXt: names the entry, both
+            shapes and what to set.
     """
-    try:
-        content = torch.load(Path(path), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as a file of tensors ({str(error).splitlines()[0]}); download it again, or "
-            "save its state_dict alone if it holds other objects"
-        ) from error
-    entries = _official_entries(content, str(path))
+    entries = _official_entries(_read(Path(path)), str(path))
     own = backbone.state_dict()
     wrong = [name for name, value in entries.items() if name in own and value.shape != own[name].shape]
     if wrong:
@@ -173,6 +167,32 @@ def load_official_weights(backbone: ConvNeXt, path: str | Path) -> WeightReport:
         missing=tuple(name for name in own if name not in entries),
         unused=tuple(name for name in entries if name not in own),
     )
+
+
+def _read(path: Path) -> object:
+    """What a PyTorch file holds. `torch.load` does not look at the checksums inside, so that is done before."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    try:
+        if zipped:
+            _check_members(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler raises nearly anything on damaged bytes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path}: cannot be read as a file of tensors ({reason}); download it again, or save its state_dict alone "
+            "if it holds other objects"
+        ) from error
+
+
+def _check_members(path: Path) -> None:
+    """Read all of a zip file once: zipfile raises where a checksum is wrong. 0 is that of a file written without."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.CRC:
+                with archive.open(member) as file:
+                    while file.read(1 << 20):
+                        pass
 
 
 _PREFIXES = ("module.", "backbone.", "encoder.", "sparse_encoder.", "sp_cnn.")

@@ -105,6 +105,33 @@ def test_wrong_files_are_refused_with_a_remedy(tmp_path: Path) -> None:
         load_official_weights(ConvNeXt(SMALL), path)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.3, 0.6, 0.9, 0.999])
+def test_files_that_are_cut_off_are_named(tmp_path: Path, zipped: bool, share: float) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"model": _official_file(path)}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"weights\.pth: cannot be read .*download it again"):
+        load_official_weights(ConvNeXt(SMALL), path)
+
+
+def test_a_bit_that_flipped_inside_a_weight_is_found(tmp_path: Path) -> None:
+    """The file's own checksums, which torch.load passes over; a file may be written without any."""
+    path = tmp_path / "weights.pth"
+    weights = _official_file(path)["stages.2.0.pwconv1.weight"].numpy().tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(weights) + 7] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"weights\.pth: cannot be read .*CRC.*download it again"):
+        load_official_weights(ConvNeXt(SMALL), path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        _official_file(path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    load_official_weights(ConvNeXt(SMALL), path)
+
+
 def test_the_padding_of_odd_sizes_does_not_dominate_the_gradient() -> None:
     backbone = ConvNeXt(SMALL)
     levels = backbone(torch.randn(1, 3, 64, 176))
