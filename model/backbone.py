@@ -155,11 +155,13 @@ def load_official_weights(backbone: ConvNeXt, path: str | Path) -> WeightReport:
             "to the size of the file (ConvNeXt-Base: depths 3 3 27 3, dims 128 256 512 1024)"
         )
     missing = tuple(name for name in own if name not in entries and not name.startswith("output_norms."))
-    if missing:
-        raise ValueError(
-            f"{path}: lacks {len(missing)} parameters of the configured backbone, first {missing[0]}; set "
-            "backbone.depths to the size of the file"
-        )
+    found, configured = _depths(entries), _depths(own)
+    # Official sizes differ in depth alone (Small, Tiny): a part of a deeper file would fit without a word.
+    if missing or found != configured:
+        lack = f"lacks {len(missing)} parameters of the configured backbone, first {missing[0]}" if missing else ""
+        other = f"has {found} blocks per stage, configured {configured}; set backbone.depths to the size of the file"
+        kind = "it is of another kind of ConvNeXt (V2?); take a file of the first"
+        raise ValueError(f"{path}: {'; '.join(filter(None, (lack, kind if found == configured else other)))}")
     loaded = {name: value for name, value in entries.items() if name in own}
     backbone.load_state_dict(loaded, strict=False)
     return WeightReport(
@@ -167,6 +169,12 @@ def load_official_weights(backbone: ConvNeXt, path: str | Path) -> WeightReport:
         missing=tuple(name for name in own if name not in entries),
         unused=tuple(name for name in entries if name not in own),
     )
+
+
+def _depths(entries: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Blocks of each stage, by the names of parameters."""
+    blocks = {tuple(name.split(".")[1:3]) for name in entries if name.startswith("stages.")}
+    return tuple(sum(stage == str(i) for stage, _ in blocks) for i in range(len(STRIDES)))
 
 
 def _read(path: Path) -> object:

@@ -94,6 +94,15 @@ def test_wrong_files_are_refused_with_a_remedy(tmp_path: Path) -> None:
     _official_file(path, BackboneConfig(depths=(1, 1, 1, 1), dims=SMALL.dims))
     with pytest.raises(ValueError, match=r"lacks 9 parameters.*stages\.2\.1"):
         load_official_weights(ConvNeXt(SMALL), path)
+    _official_file(path, BackboneConfig(depths=(1, 1, 4, 1), dims=SMALL.dims))
+    with pytest.raises(
+        ValueError, match=r"weights\.pth: has \(1, 1, 4, 1\) blocks per stage, configured \(1, 1, 2, 1\)"
+    ):
+        load_official_weights(ConvNeXt(SMALL), path)
+    second = {name: value for name, value in _official_file(path, wrap=None).items() if "gamma" not in name}
+    torch.save(second, path)
+    with pytest.raises(ValueError, match=r"lacks 5 parameters.*stages\.0\.0\.gamma; it is of another kind"):
+        load_official_weights(ConvNeXt(SMALL), path)
     torch.save({"conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"no ConvNeXt file.*conv1\.weight"):
         load_official_weights(ConvNeXt(SMALL), path)
