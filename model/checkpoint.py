@@ -46,11 +46,11 @@ def load_config(folder: str | Path) -> ModelConfig:
     path = Path(folder) / CONFIG_NAME
     try:
         return ModelConfig.model_validate(yaml.safe_load(path.read_text()))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{path}: no such file; a checkpoint folder holds {CONFIG_NAME}, {WEIGHTS_NAME}"
         ) from error
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
         raise CheckpointError(f"{path}: not a network configuration of this version: {error}") from error
 
 

@@ -43,6 +43,11 @@ def test_wrong_folders_are_named_with_what_is_wrong(tmp_path: Path, tiny_config:
     config.write_text(text + "surprise: 1\n")
     with pytest.raises(CheckpointError, match=r"(?s)model.yaml: not a network configuration.*surprise"):
         load_model(folder)
+    config.write_bytes(b"\xff\xfe" + text.encode())
+    with pytest.raises(CheckpointError, match=r"model.yaml: not a network configuration"):
+        load_model(folder)
+    with pytest.raises(CheckpointError, match=r"model.yaml/model.yaml: no such file; a checkpoint folder holds"):
+        load_model(config)
     config.unlink()
     with pytest.raises(CheckpointError, match=r"model.yaml: no such file"):
         load_model(folder)
