@@ -17,6 +17,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+GROUP = 8
+"""Channels that GroupNorm takes together in residual blocks of images (`residual.py`)."""
+
+
+def _check_groups(name: str, channels: int) -> None:
+    """Raise a ValueError for a width that cannot be cut into groups of about GROUP."""
+    if channels % max(1, channels // GROUP):
+        raise ValueError(f"{name} {channels} cannot be cut into {channels // GROUP} groups; take a multiple of {GROUP}")
+
+
 class GridConfig(_Section):
     """Extent and output voxel of the fields, metres, ego frame at the current keyframe."""
 
@@ -40,6 +50,13 @@ class BackboneConfig(_Section):
     layer_scale: PositiveFloat = 1e-6
     """Initial LayerScale. 1e-6 is the published value; a small network trained from scratch in minutes wants about
     0.1 to 1, or its blocks stay the identity."""
+
+    @model_validator(mode="after")
+    def _groups(self) -> "BackboneConfig":
+        if self.kind == "residual":
+            for dim in self.dims:
+                _check_groups("backbone.dims with backbone.kind residual:", dim)
+        return self
 
 
 class TPVConfig(_Section):
@@ -94,6 +111,8 @@ class DepthLiftConfig(_Section):
                 f"depth_lift needs 0 or at least 2 bins from nearest_m to a larger farthest_m, got {self.bins} from "
                 f"{self.nearest_m} to {self.farthest_m}"
             )
+        if self.bins:
+            _check_groups("depth_lift.width", self.width)
         return self
 
 
@@ -137,6 +156,11 @@ class RefineConfig(_Section):
             raise ValueError(
                 "refine.multipliers, refine.blocks and refine.strides must be as long as each other, got "
                 f"{self.multipliers}, {self.blocks}, {self.strides}"
+            )
+        if self.strides[0] != 1:
+            raise ValueError(
+                f"refine.strides {self.strides}: the first must be 1, for all levels are brought to the first one's "
+                "size, which is that of the TPV cells; set tpv.factor for larger cells"
             )
         return self
 

@@ -5,10 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.config import BackboneConfig
-
-GROUP = 8
-"""Channels that are normalised together."""
+from model.config import GROUP, BackboneConfig
 
 
 class ResidualBlock2d(nn.Module):

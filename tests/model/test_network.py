@@ -11,11 +11,23 @@ from torch import Tensor
 
 from geometry.grid import VoxelGrid
 from geometry.transforms import invert, yaw_transform
-from model.config import FusionKind, GridConfig, HeadConfig, ModelConfig, PixelMotionConfig, TPVConfig
+from model.config import (
+    BackboneConfig,
+    DepthLiftConfig,
+    FusionKind,
+    GridConfig,
+    HeadConfig,
+    ModelConfig,
+    PixelMotionConfig,
+    RefineConfig,
+    TPVConfig,
+)
 from model.fields import FrameInput
 from model.heads import FlowHead, lateral_waves
 from model.network import OccFlow
+from model.pixel_depth import PixelDepthHead
 from model.pixel_motion import FASTEST_M
+from model.residual import group_norm
 
 
 def test_fields_have_the_size_of_the_output_grid(tiny_config: ModelConfig, tiny_frames: FrameInput) -> None:
@@ -183,6 +195,24 @@ def test_configurations_refuse_what_does_not_fit() -> None:
         ModelConfig(tpv=TPVConfig(factor=3))
     with pytest.raises(ValidationError, match="extra"):
         ModelConfig.model_validate({"backbon": {}})
+    with pytest.raises(ValidationError, match=r"refine\.strides \(2, 2, 2\): the first must be 1"):
+        RefineConfig(strides=(2, 2, 2))
+    with pytest.raises(ValidationError, match=r"depth_lift\.width 100 cannot be cut into 12 groups"):
+        DepthLiftConfig(bins=8, width=100)
+    with pytest.raises(ValidationError, match=r"backbone\.dims .* 28 cannot be cut into 3 groups"):
+        BackboneConfig(kind="residual", dims=(24, 28, 48, 64))
+    BackboneConfig(kind="convnext", dims=(24, 28, 48, 64))
+
+
+def test_every_width_is_built_or_refused() -> None:
+    for width in range(1, 60):
+        try:
+            config = DepthLiftConfig(bins=2, width=width)
+        except ValidationError:
+            with pytest.raises(ValueError, match="divisible"):
+                group_norm(width)
+        else:
+            PixelDepthHead(config, feature_dim=4)
 
 
 def test_flow_may_depend_on_the_place_alone() -> None:
