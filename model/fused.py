@@ -130,7 +130,9 @@ def _tables(
             scales.append([width / 2, height / 2, width / 2 - 0.5, height / 2 - 0.5])
         else:
             scales.append([width / extents[level][0], height / extents[level][1], -0.5, -0.5])
-    return torch.tensor(rows, dtype=torch.int32, device=device), torch.tensor(scales, device=device)
+    # A tensor made in inference mode could not be kept for a backward pass later.
+    with torch.inference_mode(False):
+        return torch.tensor(rows, dtype=torch.int32, device=device), torch.tensor(scales, device=device)
 
 
 class _Fused(torch.autograd.Function):

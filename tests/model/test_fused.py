@@ -100,6 +100,24 @@ def test_equals_plain_attention_forward_and_backward(kernel: Kernel, device: tor
 
 
 @both_kernels
+def test_training_after_inference_mode(kernel: Kernel, device: torch.device) -> None:
+    """What is kept between calls must not be a tensor of inference mode, which no backward pass may keep."""
+    values = torch.randn(1, 15, HEADS * DIM, device=device, requires_grad=True)  # of a size that no other test has
+    references = torch.zeros(1, 1, 1, 2, 4, device=device)
+    offsets = torch.zeros(1, HEADS, 1, 1, 2, 4, device=device)
+    logits = torch.zeros(1, HEADS, 1, 1, 4, device=device)
+
+    def read() -> Tensor:
+        return fused_attention(FlatMaps(values, ((3, 5),)), references, offsets, logits, kernel=kernel)
+
+    with torch.inference_mode():
+        read()
+    read().sum().backward()
+    assert values.grad is not None
+    assert values.grad.any()
+
+
+@both_kernels
 def test_references_in_pixels_are_those_across_the_maps(kernel: Kernel, device: torch.device) -> None:
     """Levels of strides 4, 8, 16 whose last cells reach past the image; one reference for all levels."""
     inputs = case(device=device)
