@@ -92,7 +92,9 @@ class PixelMotionHead(nn.Module):
         """Descriptors of the cells of normalised images, whose finest level is `level`."""
         seen = self.stem(images) + self.features(self.norm(level.detach()))
         if self.pool > 1:
-            seen = F.avg_pool2d(seen, self.pool, ceil_mode=True, count_include_pad=False)
+            # Cells that divide the image evenly, as `cell_centres` and `DepthMap` have it, also where `cell` does not.
+            rows, columns = (-(-size // self.pool) for size in seen.shape[-2:])
+            seen = F.adaptive_avg_pool2d(seen, (rows, columns))
         return self.describe_cells(self.blocks(seen))
 
     def forward(self, now: Look, then: Look, now_from_then: Float[Tensor, "n 4 4"]) -> PixelMotion:

@@ -312,6 +312,22 @@ def test_larger_cells(cell: int, size: tuple[int, int]) -> None:
     assert cell_centres(rig(True), size, level)[0, 0].tolist() == [WIDTH / size[1] / 2, HEIGHT / size[0] / 2]
 
 
+@pytest.mark.parametrize(("cell", "width"), [(8, 176), (12, 176), (16, 184), (32, 176)])
+def test_a_cell_is_described_by_what_lies_around_its_centre(cell: int, width: int) -> None:
+    """Also where cells do not divide the image: to half a cell of the image level, not by up to half a cell more at the
+    right border than at the left one."""
+    module = PixelMotionHead(PixelMotionConfig(cell=cell, width=8), feature_dim=8)
+    columns = ((torch.arange(width // 4) + 0.5) * 4).expand(1, 8, 16, -1)
+    module.stem.register_forward_hook(lambda *_: columns)
+    module.features.register_forward_hook(lambda *_: torch.zeros_like(columns))
+    module.blocks, module.describe_cells = nn.Sequential(), nn.Identity()
+    described = module.describe(torch.zeros(1, 3, 64, width), torch.zeros_like(columns))[0, 0]
+    assert described.shape[-1] == -(-width // cell)
+    camera = rig(True)._replace(height=64, width=width)
+    centres = cell_centres(camera, (described.shape[-2], described.shape[-1]), described)[0, :, 0]
+    torch.testing.assert_close(described.flatten(), centres, atol=2.0, rtol=0.0)
+
+
 def test_depths_of_cells_by_hand() -> None:
     """Even odds of 1 m and e^2 m: mean 1, deviation 1; averaged over the pixels of a cell."""
     logits = torch.full((1, 3, 2, 4), -50.0)
