@@ -55,10 +55,10 @@ def compare(inspection: Inspection, other: str | Path) -> Comparison:
     keyframes = unreadable = 0
     for scene, t in sample_keyframes(own.lengths, own.settings):
         own.forget(scene)
-        there = same_keyframe(own, theirs, scene, t)
-        if there is None:
-            continue
         try:
+            there = same_keyframe(own, theirs, scene, t)
+            if there is None:
+                continue
             sides = [
                 _values(inspector, scene, at, kept)
                 for inspector, at, kept in zip((own, theirs), (t, there), numbered, strict=True)

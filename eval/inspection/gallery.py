@@ -72,10 +72,14 @@ def _worst(inspection: Inspection) -> list[tuple[str, str, str, int, int]]:
 
 
 def standing_for(inspector: Inspector, scene: str, t: int, camera: int) -> tuple[str, int, int] | None:
-    """A camera image that stands for a value: of a keyframe the first camera, of a scene its middle keyframe."""
+    """A camera image that stands for a value: of a keyframe the first camera, of a scene its middle keyframe. Of a
+    scene whose table cannot be read the first camera, whose card then says so."""
     if not scene:
         return None
-    table = inspector.reader.scene(scene).table
+    try:
+        table = inspector.reader.scene(scene).table
+    except StoreError:
+        return scene, max(t, 0), max(camera, 0)
     if t == RIG:
         t = table.length // 2
     valid = np.flatnonzero(table.camera_valid[t])
@@ -89,7 +93,10 @@ def _random(inspection: Inspection) -> list[tuple[str, str, str, int, int]]:
     frames = list(inspection.frames)
     found = []
     for scene, t in draw.sample(frames, min(len(frames), inspection.inspector.settings.random)):
-        valid = np.flatnonzero(inspection.inspector.reader.scene(scene).table.camera_valid[t])
+        try:
+            valid = np.flatnonzero(inspection.inspector.reader.scene(scene).table.camera_valid[t])
+        except StoreError:
+            continue
         if len(valid):
             found.append(("random", "", scene, t, int(draw.choice(list(valid)))))
     return found

@@ -2,7 +2,9 @@
 
 from eval.inspection.catalogue import BY_NAME
 from eval.inspection.run import Inspection
+from storage.errors import StoreError
 from storage.exclusions import ExcludedFrame, fingerprints
+from storage.reader import SceneReader
 
 
 def automatic(inspection: Inspection) -> list[ExcludedFrame]:
@@ -16,10 +18,18 @@ def automatic(inspection: Inspection) -> list[ExcludedFrame]:
             ExcludedFrame(
                 scene=scene,
                 t=t,
-                token=source.table.tokens[t],
+                token=_token(source, t),
                 by="check:" + ",".join(sorted(names)),
                 reason="; ".join(BY_NAME[name].title for name in sorted(names)),
                 fingerprints=fingerprints(source, t, cues),
             )
         )
     return marks
+
+
+def _token(scene: SceneReader, t: int) -> str:
+    """The keyframe's token, "" where the scene's table cannot be read: the mark then goes by the index."""
+    try:
+        return scene.table.tokens[t]
+    except StoreError:
+        return ""

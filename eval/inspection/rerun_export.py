@@ -85,12 +85,12 @@ def _log_axes(sdk: Any, recording: Any) -> None:
 
 
 def _log_keyframe(sdk: Any, recording: Any, inspector: Inspector, scene: str, t: int) -> None:
-    keyframe = inspector.keyframe(scene, t)
-    table = keyframe.table
     recording.set_time("keyframe", sequence=t)
-    recording.set_time("time", duration=float(table.timestamp_us[t] - table.timestamp_us[0]) * 1e-6)
-    _log_pose(sdk, recording, ["world", "ego"], first_from_ego(table, t))
     try:
+        keyframe = inspector.keyframe(scene, t)
+        table = keyframe.table
+        recording.set_time("time", duration=float(table.timestamp_us[t] - table.timestamp_us[0]) * 1e-6)
+        _log_pose(sdk, recording, ["world", "ego"], first_from_ego(table, t))
         if keyframe.points is not None:
             distance = np.linalg.norm(keyframe.points - keyframe.origin, axis=1)
             colours = depth_colours(distance, *DEPTH_RANGE_M)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,8 @@ class Inspector:
         drawn = settings.model_copy(update={"every": False, "sample": USUAL_SWEEPS})
         some = sample_keyframes(lengths, drawn)
         cues = tuple(c for c in CUES if any(reader.scene(scene).has(c, t) for scene, t in some))
-        offsets = [_offsets(reader, scene) for scene in dict.fromkeys(scene for scene, _ in some)]
-        usual = np.nanmedian(np.concatenate(offsets), axis=0) if offsets else np.zeros(0)
-        return cls(reader, open_truth(reader.path), settings, lengths, cues, _usual(reader, some), usual)
+        usual_offset_ms = _usual_offset_ms(reader, list(dict.fromkeys(scene for scene, _ in some)))
+        return cls(reader, open_truth(reader.path), settings, lengths, cues, _usual(reader, some), usual_offset_ms)
 
     def forget(self, scene: str) -> None:
         """Open the readers anew once `KEPT_SCENES` scenes went by: they keep every table and record they have read."""
@@ -88,16 +88,24 @@ class Inspector:
         return [*self.measure(keyframe), *(one for one in self._table[1] if one.t == keyframe.t)]
 
 
-def _offsets(reader: StoreReader, scene: str) -> np.ndarray:
-    offsets = camera_offsets_ms(reader.scene(scene).table)
-    return np.where(np.isnan(offsets).all(axis=0), 0.0, offsets)
+def _usual_offset_ms(reader: StoreReader, scenes: list[str]) -> np.ndarray:
+    found = [np.zeros((0, len(reader.attributes.cameras)))]
+    for scene in scenes:
+        with suppress(StoreError):  # said where the scene itself is inspected
+            offsets = camera_offsets_ms(reader.scene(scene).table)
+            found.append(np.where(np.isnan(offsets).all(axis=0), 0.0, offsets))
+    every = np.concatenate(found)
+    return np.nanmedian(every, axis=0) if len(every) else np.zeros(every.shape[1])
 
 
 def _usual(reader: StoreReader, some: list[tuple[str, int]]) -> UsualExtent | None:
     sweeps = []
     for scene, t in some:
         if reader.scene(scene).has("lidar", t):
-            cue = reader.scene(scene).lidar(t)
+            try:
+                cue = reader.scene(scene).lidar(t)
+            except StoreError:  # one damaged sweep of the store must not keep all others from being judged
+                continue
             points = cue.points[:, :3].astype(np.float64)
             points = points[np.isfinite(points).all(axis=1)]
             if len(points):
@@ -132,13 +140,21 @@ def inspect_store(
     started = time.perf_counter()
     settings = settings or InspectionSettings()
     inspector, tally = Inspector.open(store, settings), Tally(settings)
+    frames = sample_keyframes(inspector.lengths, settings)
+    origins, unreadable = Origins(), Unreadable()
+    sampled = {scene for scene, _ in frames}
     for scene in inspector.lengths:
         inspector.forget(scene)
-        for measured in measure_table(scene, inspector.reader.scene(scene).table, inspector.usual_offset_ms):
+        try:
+            table = inspector.reader.scene(scene).table
+        except StoreError as error:
+            if scene not in sampled:  # of the others each keyframe says so
+                unreadable.add(f"{scene}: {error}")
+                tally.note("coverage", 0.0, scene, 0, RIG)
+            continue
+        for measured in measure_table(scene, table, inspector.usual_offset_ms):
             tally.add(measured)
-    frames = sample_keyframes(inspector.lengths, settings)
     persistence = [Persistence() for _ in inspector.reader.attributes.cameras]
-    origins, unreadable = Origins(), Unreadable()
     for number, (scene, t) in enumerate(frames):
         inspector.forget(scene)
         try:

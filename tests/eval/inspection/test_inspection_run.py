@@ -169,6 +169,50 @@ def test_damage_is_reported_and_the_rest_inspected(clean_store: Path, corrupt: C
     assert {c["name"]: c["state"] for c in found["checks"]}["coverage"] == "fail"
 
 
+def spoil(file: Path) -> None:
+    """Zeros over the first half of a file."""
+    data = bytearray(file.read_bytes())
+    data[: len(data) // 2] = bytes(len(data) // 2)
+    file.write_bytes(bytes(data))
+
+
+def test_a_damaged_sweep_is_reported_though_the_usual_is_taken_from_it(
+    clean_store: Path, corrupt: Corrupt, tmp_path: Path
+) -> None:
+    path = corrupt(clean_store, tmp_path / "store.zarr", lambda table, arrays: table)
+    spoil(next((path / "scenes" / "street-0" / "lidar" / "points").glob("c.*")))
+    found = inspect_store(path, InspectionSettings(every=True)).result
+    assert found["unreadable_count"] > 0
+    assert all("street-0" in line and "lidar" in line for line in found["unreadable"])
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["coverage"]["state"] == "fail"
+    assert checks["lidar_coverage"]["count"] == 12 - found["unreadable_count"]
+    assert checks["lidar_coverage"]["state"] == "pass", "judged by the sweeps that can be read"
+
+
+def test_a_damaged_table_is_reported_and_the_other_scenes_inspected(
+    clean_store: Path, corrupt: Corrupt, tmp_path: Path
+) -> None:
+    path = corrupt(clean_store, tmp_path / "store.zarr", lambda table, arrays: table)
+    spoil(next((path / "scenes" / "street-0" / "frames" / "timestamp_us").glob("c.*")))
+    settings = InspectionSettings(sample=9, checks={"coverage": Threshold(exclude=True)})
+    report = make_report(path, tmp_path / "page", settings, against=clean_store)
+    found = report.inspection.result
+    bad = [(scene, t) for scene, t in report.inspection.frames if scene == "street-0"]
+    assert found["unreadable_count"] == len(bad) > 0
+    assert {check["name"]: check["count"] for check in found["checks"]}["pose_jump"] == 4, "of street-1 alone"
+    assert {check["name"]: check["state"] for check in found["checks"]}["coverage"] == "fail"
+    assert "timestamp_us" in next(card["error"] for card in report.drawn.cards if card["check"] == "coverage")
+    assert found["against"]["unreadable"] == len(bad)
+    marks = automatic(report.inspection)
+    assert [(mark.scene, mark.t, mark.token) for mark in marks] == [(*place, "") for place in bad]
+    # A scene that the sample passes over is named too: tables are read of all.
+    outside = inspect_store(path, InspectionSettings(sample=1, seed=0))
+    assert [scene for scene, _ in outside.frames] == ["street-1"]
+    assert outside.result["unreadable"][0].startswith("street-0: ")
+    assert outside.result["verdict"] == "fail"
+
+
 def test_automatic_exclusions(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
     path = corrupt(clean_store, tmp_path / "store.zarr", no_flow)
     settings = InspectionSettings(scenes=ONE, every=True, checks={"flow_valid": Threshold(exclude=True)})
