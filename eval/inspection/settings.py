@@ -19,7 +19,7 @@ class Section(BaseModel):
 class Threshold(Section):
     """Of one check; what is not given stays as in the catalogue."""
 
-    limit: float | None = None
+    limit: float | None = Field(default=None, allow_inf_nan=False)
     """A value beyond it is bad."""
     share: float | None = Field(default=None, ge=0.0, le=1.0)
     """The check fails when more than this share of its values is bad."""

@@ -143,6 +143,14 @@ def test_thresholds_are_configured(tmp_path: Path) -> None:
         load_settings(tmp_path / "missing.yaml")
 
 
+@pytest.mark.parametrize("limit", [".inf", "-.inf", ".nan"])
+def test_a_limit_is_a_finite_number(tmp_path: Path, limit: str) -> None:
+    file = tmp_path / "inspect.yaml"
+    file.write_text(f"checks: {{static_bias: {{limit: {limit}}}}}\n")
+    with pytest.raises(EvaluationError, match=r"checks\.static_bias\.limit = -?(inf|nan): .*finite"):
+        load_settings(file)
+
+
 def test_the_twin_is_plain_and_versioned(clean_store: Path) -> None:
     found = inspect_store(clean_store, InspectionSettings(sample=3)).result
     again = json.loads(json.dumps(found, allow_nan=False))
