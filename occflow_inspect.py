@@ -62,7 +62,7 @@ def inspect(
     if rrd is not None:
         rerun_sdk()
     if exclude is not None:
-        _reviewed(exclude)
+        _marks(exclude)
     address = host or HOST, PORT if port is None else port
     if serve:
         require_port(*address)
@@ -121,22 +121,32 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _exclude(found: Any, path: Path) -> None:
-    """Write the automatic exclusions, keeping the marks that a reviewer made in the same file."""
+    """Write the automatic exclusions, keeping in the same file the marks of reviewers and of scenes that were not asked
+    for."""
     from eval.inspection.reject import automatic
     from storage.exclusions import merged, write_exclusions
 
-    kept = _reviewed(path)
-    marks = automatic(found)
-    write_exclusions(path, merged(kept, marks), found.result["store"])
-    say(f"{len(marks)} keyframes excluded by checks, {len(kept)} marks of reviewers kept -> {path}")
+    there, marks = _marks(path), automatic(found)
+    reviewers = [mark for mark in there if not mark.by.startswith("check:")]
+    earlier = [mark for mark in there if mark.by.startswith("check:")]
+    # A run with --scenes says nothing about the others: what checks found there stands.
+    others = [mark for mark in earlier if mark.scene not in found.inspector.lengths]
+    judged = set(found.frames) | {(mark.scene, mark.t) for mark in marks}
+    gone = sum(mark.scene in found.inspector.lengths and (mark.scene, mark.t) not in judged for mark in earlier)
+    write_exclusions(path, merged(reviewers, others, marks), found.result["store"])
+    kept = f"{len(reviewers)} marks of reviewers kept"
+    kept += f", {len(others)} by checks of other scenes" if others else ""
+    say(f"{len(marks)} keyframes excluded by checks, {kept} -> {path}")
+    if gone:
+        say(f"{gone} earlier marks by checks are gone: their keyframes are not in this sample; --all judges every one")
     say(f"next: occflow train CONFIG --set data.exclude_files=[{path}]")
 
 
-def _reviewed(path: Path) -> list[Any]:
-    """The marks that reviewers made in a file, none where there is no such file."""
+def _marks(path: Path) -> list[Any]:
+    """The marks in a file, none where there is no such file."""
     from storage.exclusions import read_exclusions
 
-    return [mark for mark in read_exclusions(path) if not mark.by.startswith("check:")] if path.exists() else []
+    return read_exclusions(path) if path.exists() else []
 
 
 def _sheets(store: str, settings: Any, folder: Path, scene: str | None, frame: int | None, camera: str | None) -> None:

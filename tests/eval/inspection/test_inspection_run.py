@@ -318,6 +318,24 @@ def test_the_command_keeps_reviewers_marks(clean_store: Path, tmp_path: Path) ->
     assert ("street-0", 0) in excluded_by(StoreReader(clean_store), [path]).frames
 
 
+def test_marks_of_scenes_that_are_not_asked_for_stay(clean_store: Path, tmp_path: Path) -> None:
+    from occflow import app
+
+    path, config = tmp_path / "marks.json", tmp_path / "inspect.yaml"
+    old = [ExcludedFrame(f"street-{k}", t, by="check:frozen") for k in (0, 1) for t in (0, 5)]
+    write_exclusions(path, old, "s")
+    config.write_text("checks: {flow_valid: {exclude: true}}\n")
+    chosen = ["--scenes", "street-1", "--sample", "1", "--seed", "0"]
+    options = [*chosen, "--out", str(tmp_path), "--config", str(config), "--exclude", str(path)]
+    done = CliRunner().invoke(app, ["inspect", str(clean_store), *options])
+    assert done.exit_code == 0, done.output
+    assert read_exclusions(path) == old[:2]
+    assert "2 by checks of other scenes" in done.output
+    looked = sample_keyframes({"street-1": 6}, InspectionSettings(sample=1))
+    gone = sum((mark.scene, mark.t) not in looked for mark in old[2:])
+    assert f"{gone} earlier marks by checks are gone" in done.output
+
+
 def test_a_store_of_images_alone(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
     def images_only(table: SceneTable, arrays: Arrays) -> SceneTable:
         for cue in set(arrays) - {"images"}:
