@@ -1,6 +1,7 @@
 """`occflow inspect`: the label-quality page and its JSON twin, one image as a full-size sheet, or the whole store
 served on this machine."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ def inspect(
     from eval.inspection.rerun_export import export_recordings, rerun_sdk
     from eval.inspection.serve import require_port
     from eval.inspection.settings import load_settings
+    from storage.reader import StoreReader
 
     given: dict[str, Any] = {"sample": sample, "every": every or None, "seed": seed, "scenes": names(scenes)}
     settings, folder = load_settings(config, **given), out_dir or beside(store)
@@ -59,10 +61,15 @@ def inspect(
         _sheets(store, settings, folder, scene, frame, camera)
         return
     # What cannot be done is told before the inspection, not after.
+    for option, place in (("--out", folder), ("--rrd", rrd), ("--exclude", exclude and exclude.parent)):
+        if place is not None:
+            _require_folder(option, place)
     if rrd is not None:
         rerun_sdk()
     if exclude is not None:
         _marks(exclude)
+    if against is not None:
+        StoreReader(against)
     address = host or HOST, PORT if port is None else port
     if serve:
         require_port(*address)
@@ -80,6 +87,15 @@ def inspect(
         _serve(made, folder, *address)
         return
     say(f"next: open {made.page}, or occflow inspect {store} --serve")
+
+
+def _require_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to; it is not made yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise CommandError(f"{option}: {there} is no folder; give a place where {folder} can be made")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CommandError(f"{option}: {there} may not be written to by this user; give another folder")
 
 
 @contextmanager

@@ -36,6 +36,14 @@ def test_what_cannot_be_done_is_told_before_the_inspection(tmp_path: Path, monke
     done = CliRunner().invoke(app, ["inspect", str(tmp_path / "s.zarr"), "--exclude", str(marks)])
     assert done.exit_code == 1, done.output
     assert "marks.json" in done.output
+    for option, end in (("--out", ""), ("--out", "/page"), ("--rrd", ""), ("--exclude", "/new.json")):
+        done = CliRunner().invoke(app, ["inspect", str(tmp_path / "s.zarr"), option, f"{marks}{end}"])
+        assert done.exit_code == 2, done.output
+        assert f"{option}: {marks} is no folder" in " ".join(done.output.split())
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "s.zarr"), "--against", str(tmp_path / "other.zarr")])
+    assert done.exit_code == 1, done.output
+    assert "other.zarr: no cue store here" in done.output
+    assert [place.name for place in tmp_path.iterdir()] == ["marks.json"]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
