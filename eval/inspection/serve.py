@@ -34,6 +34,8 @@ from storage.exclusions import ExcludedFrame, fingerprints, parse_exclusions
 KEPT_KEYFRAMES = 4
 LARGEST_POST = 8 * 2**20
 LOCAL = "127.0.0.1"
+HTTP_PORT = 80
+"""Browsers leave it out of the address and of the Host header."""
 
 
 class Refused(Exception):
@@ -258,8 +260,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _is_address(host: str) -> bool:
+    """Whether a Host header names an address, with its port or, of port 80, without."""
     try:
-        ipaddress.ip_address(host.rpartition(":")[0].strip("[]"))
+        ipaddress.ip_address(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False
     return True
@@ -293,5 +296,6 @@ def make_server(
     server.daemon_threads = True
     own = server.server_address[1]
     if host == LOCAL:
-        handler.hosts = frozenset(f"{name}:{own}" for name in (LOCAL, "localhost"))
+        ends = (f":{own}", "") if own == HTTP_PORT else (f":{own}",)
+        handler.hosts = frozenset(f"{name}{end}" for name in (LOCAL, "localhost") for end in ends)
     return server

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eval.inspection import serve
 from eval.inspection.page import Drawn
 from eval.inspection.run import inspect_store
 from eval.inspection.serve import make_server
@@ -112,6 +114,29 @@ def test_other_sites_are_refused(ask: Ask, headers: dict[str, str]) -> None:
 def test_its_own_pages_are_answered(ask: Ask) -> None:
     assert ask("/", {"Host": "localhost:PORT"})[0] == 200
     assert ask("/", {"Origin": "http://127.0.0.1:PORT"})[0] == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_browsers_leave_port_80_out_of_the_host(
+    clean_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(serve, "HTTP_PORT", port)
+    server = make_server(inspect_store(clean_store, InspectionSettings(sample=1)), Drawn([]), tmp_path, host, port)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    found = {}
+    for name in ("127.0.0.1", f"127.0.0.1:{port}", "evil.example", "127.0.0.1.evil.example", ""):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/api/exclusions", headers={"Host": name})
+        found[name] = connection.getresponse().status
+        connection.close()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    assert list(found.values()) == [200, 200, 403, 403, 403], found
 
 
 def test_marks_are_checked_and_merged(ask: Ask, folder: Path) -> None:
