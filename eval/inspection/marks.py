@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from storage.errors import StoreError
 from storage.exclusions import ExcludedFrame, excluded_frames, merged, read_exclusions, without, write_exclusions
 from storage.reader import StoreReader
 
@@ -27,7 +28,7 @@ class MarkFile:
         Raises StoreError."""
         with self._lock:  # two marks at once must not both start from the same file
             every = merged(self.read(), marks)
-            write_exclusions(self.path, every, self.store)
+            self._write(every)
         return every
 
     def withdraw(self, marks: list[ExcludedFrame]) -> list[ExcludedFrame]:
@@ -35,8 +36,14 @@ class MarkFile:
         left, which may be nothing: the file then lists no keyframe. Raises StoreError."""
         with self._lock:
             kept = without(self.read(), marks)
-            write_exclusions(self.path, kept, self.store)
+            self._write(kept)
         return kept
+
+    def _write(self, marks: list[ExcludedFrame]) -> None:
+        try:
+            write_exclusions(self.path, marks, self.store)
+        except OSError as error:  # of a full disk the system does not say which file
+            raise StoreError(f"{self.path}: cannot be written ({error.strerror}); make room or give access.") from None
 
 
 def listed(reader: StoreReader, marks: list[ExcludedFrame]) -> list[dict[str, Any]]:

@@ -217,6 +217,8 @@ class Handler(BaseHTTPRequestHandler):
         return "application/json", json.dumps(answers[parts.path](query)).encode()
 
     def _post(self) -> tuple[str, bytes]:
+        # A body that is refused unread would be taken for the next request on this connection.
+        kept, self.close_connection = self.close_connection, True
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > LARGEST_POST:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "marks come with a length, and not more than 8 MiB")
@@ -224,7 +226,9 @@ class Handler(BaseHTTPRequestHandler):
         changes = {"/api/exclusions": self.browser.reject, "/api/withdrawals": self.browser.withdraw}
         if self.headers.get_content_type() != "application/json" or self.path not in changes:
             raise Refused(HTTPStatus.BAD_REQUEST, "only JSON to api/exclusions and api/withdrawals")
-        return "application/json", json.dumps(changes[self.path](self.rfile.read(int(length)))).encode()
+        body = self.rfile.read(int(length))
+        self.close_connection = kept
+        return "application/json", json.dumps(changes[self.path](body)).encode()
 
     def _answer(self, make: Any) -> None:
         try:
@@ -249,6 +253,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cross-Origin-Resource-Policy", "same-origin")
         self.send_header("Cache-Control", "no-store")

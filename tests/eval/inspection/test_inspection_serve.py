@@ -1,8 +1,10 @@
 """The server answers to this machine, from the store, and to nobody and nothing else."""
 
+import errno
 import http.client
 import io
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -50,6 +52,7 @@ def ask(clean_store: Path, folder: Path) -> Iterator[Ask]:
         connection.close()
         return found
 
+    call.port = port  # type: ignore[attr-defined]
     yield call
     server.shutdown()
     server.server_close()
@@ -191,6 +194,32 @@ def test_withdrawals_are_as_guarded_as_marks(ask: Ask, folder: Path) -> None:
     assert ask("/api/withdrawals", JSON, json.dumps(content))[0] == 400
     assert (folder / "exclusions.json").read_text() == "no marks", "what it cannot read it does not overwrite"
     (folder / "exclusions.json").unlink()
+
+
+def test_marks_that_cannot_be_written_are_answered_with_the_reason(
+    ask: Ask, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("eval.inspection.marks.write_exclusions", full)
+    content = {"schema": "occflow.exclusions", "schema_version": 1, "frames": [{"scene": "street-0", "t": 3}]}
+    status, why = ask("/api/exclusions", JSON, json.dumps(content))
+    assert status == 400
+    assert b"No space left on device" in why
+    assert b"exclusions.json" in why
+
+
+@pytest.mark.parametrize(("kind", "length"), [("text/plain", 0), ("application/json", 2**40)])
+def test_a_body_that_is_refused_is_no_next_request(ask: Ask, kind: str, length: int) -> None:
+    port = ask.port  # type: ignore[attr-defined]
+    body = f"GET /api/exclusions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"
+    head = f"POST /api/exclusions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(f"{head}Content-Length: {length or len(body)}\r\n\r\n{body}".encode())
+        replies = connection.makefile("rb").read()
+    assert replies.count(b"HTTP/1.1 ") == 1
+    assert replies.startswith(b"HTTP/1.1 4")
 
 
 def test_an_address_that_is_not_this_machines(clean_store: Path, tmp_path: Path) -> None:
