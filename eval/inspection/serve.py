@@ -91,11 +91,16 @@ class Browser:
         }
 
     def values(self, query: dict[str, str]) -> dict[str, Any]:
-        """All values of a keyframe by camera ("" for the keyframe), and whether each is beyond its limit."""
+        """All values of a keyframe by camera ("" for the keyframe), and whether each is beyond its limit; of one that
+        cannot be read `error` says why."""
         keyframe, settings = self.keyframe(query), self.inspection.inspector.settings
         cameras, found = self.inspection.result["cameras"], []
-        with self._lock:
-            measured = self.inspection.inspector.all_values(keyframe)
+        measured, error = [], ""
+        try:
+            with self._lock:
+                measured = self.inspection.inspector.all_values(keyframe)
+        except StoreError as damage:  # what is known of it is enough to reject it
+            error = str(damage)
         for one in measured:
             for name, value in one.values.items():
                 if not np.isnan(value):
@@ -106,7 +111,7 @@ class Browser:
                     found.append({**row, "unit": check.values.unit, "limit": limit})
         scene, t = keyframe.scene, keyframe.t
         named = {"scene": scene.name, "t": t, "token": keyframe.table.tokens[t]}
-        return {**named, "values": found, "fingerprints": fingerprints(scene, t)}
+        return {**named, "values": found, "fingerprints": fingerprints(scene, t), **({"error": error} if error else {})}
 
     def picture(self, query: dict[str, str]) -> bytes:
         """One layer of one image as PNG. Raises Refused where there is none."""

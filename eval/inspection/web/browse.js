@@ -1,9 +1,11 @@
 "use strict";
 // Every keyframe of the store, drawn by the server when it is asked for. The address names the place: it can be kept.
-const asked_for = new URLSearchParams(location.hash.slice(1));
-const at = { scene: Math.max(0, DATA.scenes.findIndex(([name]) => name === asked_for.get("scene"))),
-  t: Number(asked_for.get("t")) || 0, camera: Math.max(0, DATA.cameras.indexOf(asked_for.get("camera"))),
-  a: "image", b: "masks", swipe: 100 };
+function named() {
+  const asked_for = new URLSearchParams(location.hash.slice(1));
+  return { scene: Math.max(0, DATA.scenes.findIndex(([name]) => name === asked_for.get("scene"))),
+    t: Math.floor(Number(asked_for.get("t"))) || 0, camera: Math.max(0, DATA.cameras.indexOf(asked_for.get("camera"))) };
+}
+const at = { ...named(), a: "image", b: "masks", swipe: 100 };
 let asked = 0, now = null;
 
 const length = () => DATA.scenes[at.scene][1];
@@ -27,9 +29,20 @@ function controls() {
   bar.append(el("button", { id: "reject", class: "reject", onclick: reject }, "reject keyframe"));
 }
 function swipe() { $("swipe").value = at.swipe; $("over").style.clipPath = `inset(0 0 0 ${at.swipe}%)`; }
-function show(image, layer) {
+async function answer(address, read) {
+  try {
+    const reply = await fetch(address);
+    return reply.ok ? await read(reply) : { error: await reply.text() };
+  } catch { return { error: "the server does not answer" }; }
+}
+function show(image, caption, layer) {
+  caption.textContent = layer;
   image.style.visibility = "hidden";
   image.onload = () => { image.style.visibility = ""; };
+  image.onerror = async () => {
+    const address = image.src, found = await answer(address, () => ({ error: "no picture" }));
+    if (image.src === address) caption.textContent = `${layer}: ${found.error}`;
+  };
   image.src = `api/picture?${query({ layer })}`;
   image.alt = layer;
 }
@@ -43,20 +56,19 @@ async function go(change) {
   $("frame").value = at.t;
   for (const side of ["a", "b"]) $(side).value = DATA.layers.indexOf(at[side]);
   document.querySelectorAll("button.camera").forEach((node, k) => node.classList.toggle("on", k === at.camera));
-  show($("under"), at.a);
-  show($("over"), at.b);
   const [left, right] = $("stack").querySelectorAll("p");
-  left.textContent = at.a;
-  right.textContent = at.b;
+  show($("under"), left, at.a);
+  show($("over"), right, at.b);
   swipe();
   history.replaceState(null, "", `#${query({})}`);
   showReject();
   const mine = ++asked;
-  const reply = await fetch(`api/values?${query({})}`);
+  const found = await answer(`api/values?${query({})}`, (reply) => reply.json());
   if (mine !== asked) return;
-  now = reply.ok ? await reply.json() : { values: [] };
+  now = { values: [], ...found };
   const own = now.values.filter((row) => !row.camera || row.camera === DATA.cameras[at.camera]);
-  $("values").replaceChildren(...own.map((row) => el("span", { class: row.bad ? "bad" : "" },
+  const unread = now.error ? [el("span", { class: "bad" }, `Could not be read: ${now.error}`)] : [];
+  $("values").replaceChildren(...unread, ...own.map((row) => el("span", { class: row.bad ? "bad" : "" },
     `${row.check} ${number(row.value)} ${row.unit} (limit ${row.limit})`)));
 }
 function showReject() {
@@ -68,10 +80,12 @@ async function reject() {
   const scene = DATA.scenes[at.scene][0];
   if (!now || now.t !== at.t || now.scene !== scene) return; // not of this keyframe yet
   const bad = now.values.filter((row) => row.bad).map((row) => row.check);
-  await toggle({ scene, t: at.t, token: now.token, by: "reviewer", reason: [...new Set(bad)].join(", "),
+  await toggle({ scene, t: at.t, token: now.token, by: "reviewer",
+    reason: now.error ? "could not be read" : [...new Set(bad)].join(", "),
     fingerprints: now.fingerprints });
 }
 document.addEventListener("marks", showReject);
+window.addEventListener("hashchange", () => go(named())); // an address of this page that was kept, opened in it
 let waiting = null;
 $("stack").addEventListener("mousemove", (event) => {
   const box = $("under").getBoundingClientRect();

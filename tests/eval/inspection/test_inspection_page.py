@@ -3,7 +3,7 @@
 import json
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,44 @@ def test_every_keyframe_can_be_browsed_and_rejected(
         assert read_exclusions(tmp_path / "exclusions.json") == []
         assert page.run("document.getElementById('reject').classList.contains('on')") is False
         assert page.errors == []
+
+
+def test_a_kept_address_opens_in_the_page_that_is_open(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    with served(inspection, drawn, tmp_path) as address:
+        page.open(f"{address}/browse#scene=street-0&t=1&camera=CAM_FRONT")
+        page.wait("now !== null")
+        page.run("location.hash = 'scene=street-1&t=4&camera=CAM_LEFT'")
+        page.wait("document.getElementById('title').textContent === 'street-1 · keyframe 4 of 0–5 · CAM_LEFT'")
+        page.wait("now.scene === 'street-1' && now.t === 4")
+        page.run("history.back()")
+        page.wait("document.getElementById('title').textContent === 'street-0 · keyframe 1 of 0–5 · CAM_FRONT'")
+        assert page.errors == []
+
+
+def test_what_cannot_be_read_is_said_and_can_be_rejected(
+    clean_store: Path, corrupt: Callable[..., Path], page: Any, tmp_path: Path
+) -> None:
+    path = corrupt(clean_store, tmp_path / "store.zarr", lambda table, arrays: table)
+    shard = next((path / "scenes" / "street-0" / "images").glob("c.*"))
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    with served(inspect_store(path, InspectionSettings(sample=2)), [], tmp_path) as address:
+        page.open(f"{address}/browse#scene=street-0&t=1&camera=CAM_FRONT")
+        page.wait("now !== null")
+        assert "images" in page.run("document.querySelector('#values .bad').textContent")
+        page.wait("document.querySelector('#stack p').textContent.startsWith('image: ')")
+        assert "images" in page.run("document.querySelector('#stack p').textContent")
+        page.run("reject()")
+        page.wait("document.getElementById('reject').classList.contains('on')")
+        marks = read_exclusions(tmp_path / "exclusions.json")
+        assert [(mark.scene, mark.t, mark.token, mark.reason) for mark in marks] == [
+            ("street-0", 1, "token0-1", "could not be read")
+        ]
+        page.run("go({ scene: 1, t: 5, a: 'flow' })")
+        page.wait(
+            "document.querySelector('#stack p').textContent === 'flow: the store has nothing for this layer here'"
+        )
 
 
 def test_the_served_report_writes_and_takes_back_at_once(
