@@ -23,6 +23,7 @@ function number(value) {
 const marks = new Map(); // a reviewer's, by keyframe
 let kept = []; // of checks, and those that no longer hold: shown, and exported as they came
 let note = "", touched = false, asks = 0;
+let unsaved = false; // whether leaving the page loses marks, or that some were taken back
 const markKey = (scene, t) => JSON.stringify([scene, t]);
 const isMarked = (scene, t) => marks.has(markKey(scene, t));
 
@@ -34,12 +35,13 @@ function asFile(frames) {
 const exclusions = () => asFile([...kept, ...marks.values()]);
 
 function takeIn(frames) {
+  const others = new Map();
   marks.clear();
-  kept = [];
   for (const mark of frames) {
     if (mark.by === "reviewer" && !mark.stale) marks.set(markKey(mark.scene, mark.t), mark);
-    else kept.push(mark);
+    else others.set(JSON.stringify([mark.scene, mark.t, mark.by]), mark);
   }
+  kept = [...others.values()];
 }
 async function ask(path, frames) {
   const how = frames ? { method: "POST", headers: { "Content-Type": "application/json" }, body: asFile(frames) } : {};
@@ -62,6 +64,7 @@ async function mark(one) {
   touched = true;
   if (DATA.served) return ask("api/exclusions", [one]);
   marks.set(markKey(one.scene, one.t), one);
+  unsaved = true;
   showMarks();
 }
 async function withdraw(one) {
@@ -69,6 +72,7 @@ async function withdraw(one) {
   if (DATA.served) return ask("api/withdrawals", [one]);
   marks.delete(markKey(one.scene, one.t));
   kept = kept.filter((other) => other !== one);
+  unsaved = true;
   showMarks();
 }
 function toggle(one) {
@@ -91,6 +95,7 @@ function showMarks() {
 function save() {
   const link = el("a", { href: URL.createObjectURL(new Blob([exclusions()], { type: "application/json" })), download: "exclusions.json" });
   link.click();
+  unsaved = false;
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 async function load(file) {
@@ -98,8 +103,10 @@ async function load(file) {
   try {
     const content = JSON.parse(await file.text());
     if (content.schema !== "occflow.exclusions" || content.schema_version !== 1) throw new Error("not a list of exclusions");
-    takeIn(content.frames.map((one) => ({ token: "", by: "reviewer", reason: "", fingerprints: {}, ...one })));
+    const read = content.frames.map((one) => ({ token: "", by: "reviewer", reason: "", fingerprints: {}, ...one }));
+    takeIn([...read, ...kept, ...marks.values()]); // what was marked before stays
     note = `from ${file.name}`;
   } catch (error) { note = `${file.name}: ${error.message}`; }
   showMarks();
 }
+window.addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });

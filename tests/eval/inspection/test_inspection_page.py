@@ -113,6 +113,31 @@ def test_a_mark_is_taken_back_before_and_after_the_export(
     assert page.errors == []
 
 
+def test_marks_made_before_a_file_is_read_stay_and_are_not_left_unasked(
+    inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
+) -> None:
+    report, _ = write_report(inspection.result, Drawn(drawn), tmp_path)
+    page.open(report.as_uri())
+    leaving = "!window.dispatchEvent(new Event('beforeunload', { cancelable: true }))"
+    first = drawn[0]
+    assert page.run(leaving) is False
+    page.run("toggle(markOf(CARDS[0]))")
+    assert page.run(leaving) is True, "the browser asks before the mark is lost"
+    other = next(c for c in drawn if (c["scene"], c["t"]) != (first["scene"], first["t"]))
+    automatic = ExcludedFrame("street-0", 5, by="check:frozen")
+    file = tmp_path / "earlier.json"
+    write_exclusions(file, [automatic, ExcludedFrame(other["scene"], other["t"])], "s")
+    for _ in range(2):
+        page.run(f"load(new File([{json.dumps(file.read_text())}], 'earlier.json'))")
+        page.wait("document.getElementById('count').textContent === '2 keyframes rejected, 1 other mark'")
+    found = read_exclusions(exported(page, tmp_path))
+    assert sorted((m.scene, m.t, m.by) for m in found) == sorted(
+        [("street-0", 5, "check:frozen"), *((c["scene"], c["t"], "reviewer") for c in (first, other))]
+    )
+    assert page.run(leaving) is False
+    assert page.errors == []
+
+
 def test_a_check_lists_where_it_is_bad(
     inspection: Inspection, drawn: list[dict[str, Any]], page: Any, tmp_path: Path
 ) -> None:
