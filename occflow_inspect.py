@@ -182,11 +182,14 @@ def _sheets(store: str, settings: Any, folder: Path, scene: str | None, frame: i
     if frame >= length:
         raise CommandError(f"--frame {frame}: scene {scene} has keyframes 0 to {length - 1}")
     keyframe = inspector.keyframe(scene, frame)
+    views = [view for view in keyframe.cameras() if camera in (None, cameras[view.c])]
+    if not views:
+        there = ", ".join(cameras[view.c] for view in keyframe.cameras()) or "no camera"
+        raise CommandError(f"--frame {frame}: of this keyframe of scene {scene} {there} has an image")
     values = inspector.all_values(keyframe)
-    for view in keyframe.cameras():
-        if camera in (None, cameras[view.c]):
-            name = f"{scene}-{frame:05d}-{cameras[view.c]}.png"
-            say(str(save_sheet(frame_sheet(view, values, settings), folder / name)))
+    for view in views:
+        name = f"{scene}-{frame:05d}-{cameras[view.c]}.png"
+        say(str(save_sheet(frame_sheet(view, values, settings), folder / name)))
 
 
 def _serve(made: Any, folder: Path, host: str, port: int) -> None:

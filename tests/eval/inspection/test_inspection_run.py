@@ -6,6 +6,7 @@ import math
 import shlex
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,21 @@ def test_a_sheet_judges_by_what_is_usual_in_the_whole_store(
     inspector = Inspector.open(clean_store, InspectionSettings())
     values = inspector.all_values(inspector.keyframe("street-1", 2))
     assert told == [lines(values, c, InspectionSettings()) for c in range(2)]
+
+
+def test_a_sheet_of_a_camera_without_an_image_is_refused(clean_store: Path, corrupt: Corrupt, tmp_path: Path) -> None:
+    from occflow import app
+
+    def unseen(table: SceneTable, arrays: Arrays) -> SceneTable:
+        valid = table.camera_valid.copy()
+        valid[2, 1] = False
+        return replace(table, camera_valid=valid)
+
+    path = corrupt(clean_store, tmp_path / "store.zarr", unseen)
+    options = ["--scene", "street-0", "--frame", "2", "--camera", "CAM_LEFT", "--out", str(tmp_path / "sheets")]
+    done = CliRunner().invoke(app, ["inspect", str(path), *options])
+    assert done.exit_code == 2, done.output
+    assert "CAM_FRONT has an image" in done.output
 
 
 @pytest.mark.slow
