@@ -124,7 +124,8 @@ class Tally:
             self.masks.add(view)
             self.truth.add(view)
         if keyframe.points is not None and keyframe.sweep is not None:
-            unseen = int((keyframe.sweep.cameras == 0).sum())
+            finite = np.isfinite(keyframe.sweep.points[:, :3]).all(axis=1)
+            unseen = int((keyframe.sweep.cameras[finite] == 0).sum())
             lost = len(keyframe.sweep.points) - len(keyframe.points)
             self.sweeps.add(keyframe.points, keyframe.origin, unseen, lost)
 

@@ -318,6 +318,21 @@ def test_a_sheet_of_a_camera_without_an_image_is_refused(clean_store: Path, corr
     assert "CAM_FRONT has an image" in done.output
 
 
+def test_points_that_are_not_finite_are_not_counted_as_unseen(
+    clean_store: Path, corrupt: Corrupt, tmp_path: Path
+) -> None:
+    def half_lost(table: SceneTable, arrays: Arrays) -> SceneTable:
+        for t, count in enumerate(arrays["lidar"]["lidar/count"]):
+            arrays["lidar"]["lidar/points"][t, : count // 2] = np.nan
+            arrays["lidar"]["lidar/cameras"][t, : count // 2] = 0
+        return table
+
+    path = corrupt(clean_store, tmp_path / "store.zarr", half_lost)
+    found = inspect_store(path, InspectionSettings(scenes=ONE)).result["lidar"]
+    assert found["not_finite_share"] == pytest.approx(0.5, abs=1e-3)
+    assert found["unseen_share"] == 0, "every point that is left is seen"
+
+
 @pytest.mark.slow
 def test_the_command_keeps_reviewers_marks(clean_store: Path, tmp_path: Path) -> None:
     from occflow import app
