@@ -115,7 +115,7 @@ def _show(result: dict[str, Any]) -> None:
             table.add_row(state, check["title"], "not measured")
             continue
         sign = ">=" if check["low"] else "<="
-        limit, share = f"{sign} {check['limit']:g} {check['unit']}", f"{check['share_allowed']:.0%}"
+        limit, share = f"{sign} {check['limit']:g} {check['unit']}", f"{100 * check['share_allowed']:g}%"
         table.add_row(
             state, check["title"], f"{check['value']:.3g}", limit, f"{check['bad']} of {check['count']}", share
         )

@@ -57,3 +57,11 @@ def test_the_terminal_says_how_many_more_could_not_be_read(capsys: pytest.Captur
     found = {"checks": [], "unreadable": ["a:0: damaged"], "unreadable_count": 61, "verdict": "fail", "seconds": 1}
     _show(found | {"sample": {"keyframes": 61, "of": 61}})
     assert "60 more keyframes could not be read" in capsys.readouterr().out
+
+
+def test_the_terminal_shows_the_share_that_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    check = {"name": "x", "title": "X", "state": "pass", "unit": "px", "low": False, "count": 9, "bad": 0}
+    check |= {"value": 1.0, "limit": 2.0, "share_allowed": 0.025, "meaning": ""}
+    found = {"checks": [check], "unreadable": [], "unreadable_count": 0, "verdict": "pass", "seconds": 1}
+    _show(found | {"sample": {"keyframes": 9, "of": 9}})
+    assert "2.5%" in capsys.readouterr().out
