@@ -11,6 +11,7 @@ from pipelines.cues.flow_block import FlowBlock
 from pipelines.cues.flow_field import flow_onto_render
 from pipelines.cues.flow_targets import Aim, Target, aim_keyframe
 from pipelines.cues.protocols import FlowField, PathFlow
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.resize import shrink, working_size
 
 
@@ -63,6 +64,9 @@ class FilmFlowCue:
     max_width: int = 1280
     threads: int = 1
     needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"max_width": 1}, free=("threads",))
 
     @property
     def name(self) -> str:

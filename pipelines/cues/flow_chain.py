@@ -11,6 +11,7 @@ from pipelines.cues.flow import FilmFlowCue
 from pipelines.cues.flow_dis import DisPairFlow, DisSettings
 from pipelines.cues.flow_field import endpoints, limited, sample_field
 from pipelines.cues.protocols import FlowField, PathFlow
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.two_way_cache import BothWays, TwoWayCache, film_key
 
 _ANSWERS = TwoWayCache(256 << 20)
@@ -28,6 +29,9 @@ class ChainSettings:
     step_tolerance: float = 1.0
     tolerance: float = 2.0
     relative: float = 0.03
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_zero=("step_tolerance", "tolerance"))
 
 
 @dataclass(frozen=True)

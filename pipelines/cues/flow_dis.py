@@ -13,6 +13,7 @@ from pipelines.cues.flow import label_flow
 from pipelines.cues.flow_field import checked
 from pipelines.cues.neighbours import DrawRule, aim_slot
 from pipelines.cues.protocols import FlowField, PairFlow
+from pipelines.cues.ranges import check_numbers
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class DisSettings:
     refinement_iterations: int = 5
     tolerance: float = 1.0
     relative: float = 0.02
+
+    def __post_init__(self) -> None:
+        # OpenCV divides by the patch's sizes and reads beyond its pyramid: the process would die without a word.
+        whole = {"patch_size": 1, "patch_stride": 1, "descent_iterations": 1}
+        check_numbers(self, least=whole, above_zero=("tolerance",))
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,9 @@ class DisFlowCue:
     draw: DrawRule = field(default_factory=DrawRule)
     threads: int = 1
     needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"max_width": 1}, free=("threads",))
 
     @property
     def name(self) -> str:

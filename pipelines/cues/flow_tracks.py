@@ -13,6 +13,7 @@ from geometry.cameras import in_image
 from pipelines.cues.flow import FilmFlowCue
 from pipelines.cues.flow_field import limited
 from pipelines.cues.protocols import FlowField, PathFlow
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.spread import spread_tracks
 
 
@@ -36,6 +37,10 @@ class TrackSettings:
     relative: float = 0.03
     reach: float = 5.0
     colour: float = 12.0
+
+    def __post_init__(self) -> None:
+        positive = ("step_tolerance", "tolerance", "reach", "colour")
+        check_numbers(self, least={"stride": 1, "window": 3}, above_zero=positive)
 
 
 @dataclass(frozen=True)

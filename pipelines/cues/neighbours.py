@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from pipelines.cues.flow_targets import Aim, Target, aim_keyframe
+from pipelines.cues.ranges import check_numbers
 from pipelines.datasets.records import CameraImage, Scene
 
 
@@ -23,6 +24,9 @@ class DrawRule:
     max_distance: float = 6.0
     max_frames: int = 20
     standing: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"max_frames": 1}, above_zero=("sigma",))
 
 
 NUSCENES_RULE = DrawRule()

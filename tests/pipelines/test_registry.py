@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.config import CuesConfig
 from pipelines.cues.neighbours import DrawRule
-from pipelines.registry import build_extractor
+from pipelines.registry import build_extractor, check_cue
 
 KITTI = ("semantic_kitti", "kitti_mot")
 
@@ -54,3 +54,38 @@ def test_the_rule_of_the_draw_is_in_the_digest_of_flow_aux_alone(cues_config: Ca
 def test_a_group_that_is_none_is_refused_as_before(cues_config: Callable[..., CuesConfig]) -> None:
     with pytest.raises(ValueError, match="'flow_aux', parameter draw"):
         extractor(cues_config, "kitti_mot", "flow_aux", backend="dis", draw=3)
+
+
+@pytest.mark.parametrize(
+    ("cue", "parameters", "told"),
+    [
+        # A process that meets the first three dies without a word (SIGFPE, SIGSEGV).
+        ("flow_next", {"dis": {"patch_size": 0}}, r"dis = .*: Value error, patch_size = 0: expected 1 or more"),
+        ("flow_next", {"dis": {"patch_stride": 0}}, "patch_stride = 0: expected 1 or more"),
+        ("flow_next", {"dis": {"finest_scale": -1}}, "finest_scale = -1: expected 0 or more"),
+        # No step of the search: no motion anywhere, and all of it sure.
+        ("flow_next", {"dis": {"descent_iterations": 0}}, "descent_iterations = 0: expected 1 or more"),
+        # A bound below 0 turns confidence round, one of 0 has none.
+        ("flow_next", {"dis": {"tolerance": -1.0}}, "tolerance = -1: expected more than 0"),
+        ("flow_next", {"dis": {"relative": float("nan")}}, "relative = nan: expected 0 or more"),
+        ("flow_next", {"max_width": 0}, "max_width = 0: expected 1 or more"),
+        ("flow_prev", {"backend": "dis_chain", "chain": {"tolerance": 0.0}}, "tolerance = 0: expected more than 0"),
+        ("flow_prev", {"backend": "dis_chain", "max_width": -1}, "max_width = -1: expected 1 or more"),
+        ("flow_next", {"backend": "tracks", "tracks": {"stride": 0}}, "stride = 0: expected 1 or more"),
+        ("flow_next", {"backend": "tracks", "tracks": {"window": 2}}, "window = 2: expected 3 or more"),
+        ("flow_next", {"backend": "unimatch", "check": {"tolerance": 0.0}}, "tolerance = 0: expected more than 0"),
+        ("flow_next", {"backend": "unimatch", "max_width": 0}, "max_width = 0: expected 1 or more"),
+        ("flow_next", {"backend": "cotracker", "reach": 0.0}, "reach = 0: expected more than 0"),
+        ("flow_aux", {"draw": {"sigma": 0.0}}, "sigma = 0: expected more than 0"),
+        ("flow_aux", {"draw": {"max_frames": 0}}, "max_frames = 0: expected 1 or more"),
+    ],
+)
+def test_numbers_that_no_flow_can_be_made_with_are_refused(cue: str, parameters: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_cue(cue, parameters)
+
+
+def test_the_least_numbers_are_taken() -> None:
+    least = {"patch_size": 1, "patch_stride": 1, "descent_iterations": 1, "refinement_iterations": 0}
+    check_cue("flow_next", {"dis": least, "threads": -1})
+    check_cue("flow_next", {"backend": "tracks", "tracks": {"stride": 1, "window": 3, "levels": 0}})

@@ -20,6 +20,7 @@ from pipelines.cues.flow_field import flow_onto_render
 from pipelines.cues.flow_targets import Target, aim_keyframe
 from pipelines.cues.model_flow import ModelFlow
 from pipelines.cues.protocols import FlowField
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.resize import shrink, working_size
 from pipelines.weights import locate, weights_digest
 
@@ -67,6 +68,9 @@ class TrackedFlowCue(ModelFlow):
             raise ValueError(f"stride = {self.stride}: expected 1 or more")
         if not 0 <= self.least_visibility < 1:
             raise ValueError(f"least_visibility = {self.least_visibility}: expected 0 or more, below 1")
+        check_numbers(
+            self, least={"max_width": 1}, above_zero=("tolerance", "reach", "colour"), free=("threads", "memory_mb")
+        )
 
     def config_digest(self) -> str:
         """Of all that changes the flow; where it is computed and where the file lies do not.

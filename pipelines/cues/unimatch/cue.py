@@ -15,6 +15,7 @@ from pipelines.cues.flow_field import flow_onto_render
 from pipelines.cues.flow_targets import Target
 from pipelines.cues.model_flow import ModelFlow
 from pipelines.cues.neighbours import DrawRule, aim_slot
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.resize import shrink, working_size
 from pipelines.cues.unimatch.inference import CheckRule, Precision
 from pipelines.cues.unimatch.pairs import Pair, PairMatcher
@@ -56,6 +57,7 @@ class UniMatchFlowCue(ModelFlow):
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch = {self.batch}: at least one pair at once")
+        check_numbers(self, least={"max_width": 1})
 
     def config_digest(self) -> str:
         """Of all that changes the flow: where it is computed, how many at once and where the file lies do not."""

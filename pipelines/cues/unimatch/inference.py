@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.unimatch.matching import coordinates, warp
 from pipelines.cues.unimatch.network import UniMatch
 
@@ -24,6 +25,9 @@ class CheckRule:
 
     tolerance: float = 0.5
     relative: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_zero=("tolerance",))
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
