@@ -1,8 +1,11 @@
 """The fine-tuning itself: a plain function over saved pairs, which can be stopped and gone on with."""
 
+import hashlib
 import json
 import math
 import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from pipelines.adapt.pairs import FramePairs, PairsError
 from pipelines.adapt.views import Cut
 from pipelines.cues.unimatch.inference import CheckRule, autocast, confidence
 from pipelines.cues.unimatch.network import TwoWayFlow, UniMatch, save_network
+from pipelines.weight_files import FaultyWeights, check_members
 
 STATE, HISTORY, RESULT = "state.pt", "history.json", "adapted.pth"
 SURE = 2 / 3
@@ -86,7 +90,8 @@ def adapt(
         network: the starting point.
         pairs: sides are multiples of `network.variant.multiple`; their true flow is measured against, never learned.
         out: folder of `adapted.pth` (published form), `history.json`, and `state.pt` to go on from.
-        resume: go on with the run in `out`, with the same settings, to the same result as without a stop.
+        resume: go on with the run in `out`, with the same settings and starting point, to the same result as without a
+            stop.
         report: takes every measurement, also that before the first step.
         stop: asked after every step; True saves the state and returns.
 
@@ -94,15 +99,17 @@ def adapt(
         The measurements, {"step", and figures.measure's}: before the first step, every `every` steps, after the last.
 
     Raises:
-        PairsError: pairs of a size that the network cannot take, none to train on, or another run in `out`.
+        PairsError: pairs of a size that the network cannot take, none to train on, or another run in `out`, or a damaged
+            one.
     """
     training, held = split(pairs, settings)
     _check(network, pairs, training)
+    start = _content(network)
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )  # fmt: skip
-    step, history = _resume(out, network, optimizer, settings) if resume else (0, [])
+    step, history = _resume(out, network, optimizer, settings, start) if resume else (0, [])
     out.mkdir(parents=True, exist_ok=True)
 
     def note() -> None:
@@ -122,7 +129,7 @@ def adapt(
         if due:
             note()
         if due or stopped:
-            _save(out, network, optimizer, settings, step, history)
+            _save(out, network, optimizer, settings, start, step, history)
         if stopped:
             break
     network.eval().requires_grad_(False)
@@ -242,9 +249,23 @@ def _pace(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def _content(network: UniMatch) -> str:
+    """SHA-256 of a network's shape and parameters."""
+    found = hashlib.sha256(repr(network.variant).encode())
+    for name, value in network.state_dict().items():
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def _save(
-    out: Path, network: UniMatch, optimizer: torch.optim.Optimizer, settings: AdaptSettings, step: int, history: list
-) -> None:  # fmt: skip
+    out: Path,
+    network: UniMatch,
+    optimizer: torch.optim.Optimizer,
+    settings: AdaptSettings,
+    start: str,
+    step: int,
+    history: list,
+) -> None:
     """State last: it is what a run goes on from, and each file is replaced in one step."""
     save_network(network, out / RESULT)
     temporary = out / f".{HISTORY}.{os.getpid()}"
@@ -254,6 +275,7 @@ def _save(
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "settings": asdict(settings),
+        "start": start,
         "step": step,
         "history": history,
     }
@@ -263,15 +285,31 @@ def _save(
 
 
 def _resume(
-    out: Path, network: UniMatch, optimizer: torch.optim.Optimizer, settings: AdaptSettings
+    out: Path, network: UniMatch, optimizer: torch.optim.Optimizer, settings: AdaptSettings, start: str
 ) -> tuple[int, list[dict[str, Any]]]:
     path = out / STATE
     if not path.exists():
         return 0, []
-    state = torch.load(path, map_location=network.mean.device, weights_only=True)
+    state = _read_state(path, network.mean.device)
     if state["settings"] != asdict(settings):
         changed = [k for k, v in asdict(settings).items() if state["settings"].get(k) != v]
         raise PairsError(f"{path}: is of a run with other {', '.join(changed)}; take another folder, or those settings")
+    if state.get("start", start) != start:  # runs of earlier versions do not say
+        raise PairsError(f"{path}: is of a run that began with other weights; take another folder, or those weights")
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["history"]
+
+
+def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `_save` wrote. PairsError where it is damaged."""
+    try:
+        check_members(path)  # torch.load looks at no checksum
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return state
+    except (FaultyWeights, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        why = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise PairsError(
+            f"{path}: a damaged state, nothing to go on from ({why}); begin in another folder, with --weights "
+            f"{path.parent / RESULT} where that is whole"
+        ) from None

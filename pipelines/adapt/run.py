@@ -16,7 +16,7 @@ from pipelines.config import ConfigError, CuesConfig, closest
 from pipelines.cues.devices import pick_device
 from pipelines.cues.unimatch.weights import load_network
 from pipelines.schedule import stop_on_signals
-from pipelines.weights import locate
+from pipelines.weights import locate, weights_digest
 from pipelines.workbench import Workbench
 from storage.files import put, scratch_folder
 
@@ -70,7 +70,8 @@ def fine_tune(
         scenes: only these.
         device: "auto", "cpu", "cuda", ...
         values: keys of CollectSettings and AdaptSettings.
-        resume: go on with the run in `out`; its pairs are taken as they are, and those of others are refused.
+        resume: go on with the run in `out`; its pairs are taken as they are, and those of others are refused, as are
+            other weights than it began with.
         tell: takes lines for the user.
 
     Raises:
@@ -79,7 +80,9 @@ def fine_tune(
     """
     collect, settings = settings_of(values or {})
     where = pick_device(device)
-    network = load_network(locate(weights))
+    checkpoint = locate(weights)
+    weights_digest(checkpoint)  # reads all of it against its checksums, which loading does not
+    network = load_network(checkpoint)
     if (out / "state.pt").exists() and not resume:
         raise ConfigError(f"{out}: holds a run already; go on with it by --resume, or name another --out")
     pairs = _pairs(config, out / "pairs", scenes, collect, network.variant.multiple, tell, resume)

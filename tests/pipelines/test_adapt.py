@@ -1,6 +1,7 @@
 """Label-free fine-tuning: its losses against slow loops and identities, its loop on a picture whose motion is known."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from pipelines.cues.unimatch.variants import Variant
 from pipelines.cues.unimatch.weights import load_network
 from pipelines.inputs import ImageCache
 from pipelines.registry import open_log
+from pipelines.weights import WeightsError
 
 TINY = Variant("tiny", scales=1, splits=(2,), widths=(8, 8, 8), channels=16, layers=1)
 
@@ -229,6 +231,36 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
         adapt(UniMatch(TINY), shifted_pairs(), settings(teacher_from=0.0, learning_rate=1.0), tmp_path / "parts", True)
 
 
+def test_a_run_goes_on_from_its_own_weights_alone(tmp_path: Path) -> None:
+    def run(network: UniMatch, folder: Path, steps: int = 2) -> None:
+        adapt(network, shifted_pairs(), settings(), folder, resume=True, stop=lambda: steps == 1)
+
+    def fresh(seed: int, variant: Variant = TINY) -> UniMatch:
+        torch.manual_seed(seed)
+        return UniMatch(variant)
+
+    run(fresh(0), tmp_path, steps=1)
+    for other in (fresh(1), fresh(0, replace(TINY, layers=2))):
+        with pytest.raises(PairsError, match=r"state\.pt: is of a run that began with other weights"):
+            run(other, tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["start"]  # as earlier versions wrote it
+    torch.save(state, tmp_path / "state.pt")
+    run(fresh(0), tmp_path)
+
+
+def test_a_damaged_state_is_told(tmp_path: Path) -> None:
+    adapt(UniMatch(TINY), shifted_pairs(), settings(), tmp_path)
+    path = tmp_path / "state.pt"
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 8
+    for content in (b"", whole[: len(whole) // 2], b"\x80\x02nonsense", bytes(changed)):
+        path.write_bytes(content)
+        with pytest.raises(PairsError, match=r"state\.pt: a damaged state.*with --weights \S+adapted\.pth"):
+            adapt(UniMatch(TINY), shifted_pairs(), settings(), tmp_path, resume=True)
+
+
 def test_what_is_measured_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.adapt import loop
 
@@ -308,6 +340,20 @@ def test_from_a_configuration_to_a_checkpoint(
     again = fine_tune(cues_config(), str(tiny_weights), out, ("00",), "cpu", values, resume=True, tell=lines.append)
     assert again.history == done.history
     assert sum("reading pairs" in line for line in lines) == 1
+
+
+def test_a_damaged_starting_point_is_refused(
+    cues_config: Callable[..., CuesConfig], tiny_weights: Path, tmp_path: Path
+) -> None:
+    content = bytearray(tiny_weights.read_bytes())
+    with zipfile.ZipFile(tiny_weights) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    # Beyond the member's header and the padding that aligns its numbers.
+    content[largest.header_offset + 200 + largest.file_size // 2] ^= 8
+    tiny_weights.write_bytes(content)
+    load_network(tiny_weights)  # reading it notices nothing
+    with pytest.raises(WeightsError, match="is damaged"):
+        fine_tune(cues_config(), str(tiny_weights), tmp_path / "out", ("00",), "cpu", {"steps": 1, "max_width": 96})
 
 
 def test_settings_that_do_not_exist_are_told() -> None:
