@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from pipelines.adapt.pairs import FramePairs, PairsError, write_pairs
 from pipelines.cues.flow_targets import aim_next
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.resize import shrink, working_size
 from pipelines.datasets.records import CameraImage, Log, Scene
 from pipelines.datasets.truth import leads_to_next
@@ -30,6 +31,9 @@ class CollectSettings:
     between: Literal["keyframes", "frames"] = "keyframes"
     max_width: int = 1280
     limit: int = 2000
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"max_width": 1, "limit": 1})
 
 
 ASPECT_TOLERANCE = 0.05

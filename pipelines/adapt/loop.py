@@ -19,6 +19,7 @@ from pipelines.adapt.figures import measure
 from pipelines.adapt.losses import photometric_loss, smoothness_loss, teacher_loss
 from pipelines.adapt.pairs import FramePairs, PairsError
 from pipelines.adapt.views import Cut
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.unimatch.inference import CheckRule, autocast, confidence
 from pipelines.cues.unimatch.network import TwoWayFlow, UniMatch, save_network
 from pipelines.weight_files import FaultyWeights, check_members
@@ -73,6 +74,7 @@ class AdaptSettings:
             raise ValueError(f"smooth_order = {self.smooth_order}: must be 1 or 2")
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin = {self.margin}: must be in [0, 1)")
+        check_numbers(self, above_zero=("learning_rate", "clip", "tolerance"), shares=("teacher_from",))
 
 
 def adapt(
@@ -99,8 +101,8 @@ def adapt(
         The measurements, {"step", and figures.measure's}: before the first step, every `every` steps, after the last.
 
     Raises:
-        PairsError: pairs of a size that the network cannot take, none to train on, or another run in `out`, or a damaged
-            one.
+        PairsError: pairs of a size that the network cannot take, none to train on, or another run or a damaged one in
+            `out`.
     """
     training, held = split(pairs, settings)
     _check(network, pairs, training)

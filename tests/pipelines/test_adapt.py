@@ -365,6 +365,9 @@ def test_settings_that_do_not_exist_are_told() -> None:
         settings_of({"steps": "many"})
     with pytest.raises(ConfigError, match="must be 1 or more"):
         settings_of({"steps": 0})
+    for key, value in {"limit": 0, "max_width": -3, "held_out": -10, "clip": 0, "learning_rate": -1e-5}.items():
+        with pytest.raises(ConfigError, match=f"adapt: settings = .* {key} = {value:g}: expected "):
+            settings_of({key: value})
 
 
 def test_the_command(cues_config: Callable[..., CuesConfig], tiny_weights: Path, tmp_path: Path) -> None:
