@@ -15,14 +15,22 @@ NetworkT = TypeVar("NetworkT")
 
 
 def pick_device(name: str) -> "torch.device":
-    """The device of that name, "auto" for a GPU where there is one. Raises ConfigError for a GPU that is not here."""
+    """The device of that name, "auto" for a GPU where there is one. ConfigError for one that is unknown or not here."""
     import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r}: expected auto, cpu, cuda, or one of several GPUs such as cuda:1") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r}: torch {torch.__version__} sees no GPU here; use auto or cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # not built in, or no GPU of that number
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"device {name!r}: torch {torch.__version__} cannot use it here ({why}); use auto") from None
     return device
 
 
