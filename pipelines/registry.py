@@ -138,6 +138,9 @@ def _build(cue: str, parameters: Mapping[str, Any], shared: Mapping[str, Any]) -
     for key, value in given.items():
         if key not in known:
             raise ValueError(f"cue {cue!r} has no parameter {key!r} (value {value!r}); {closest(key, known)}")
+    slot = cue.removeprefix("flow_")
+    if given.get("slot", slot) != slot:
+        raise ValueError(f"cue {cue!r}, parameter slot = {given['slot']!r}: the cue's name says it, leave it out")
     values = {key: value for key, value in shared.items() if key in known} | given
     for key, value in given.items():
         if isinstance(value, Mapping) and isinstance(shared.get(key), Mapping):

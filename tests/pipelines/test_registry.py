@@ -89,3 +89,11 @@ def test_the_least_numbers_are_taken() -> None:
     least = {"patch_size": 1, "patch_stride": 1, "descent_iterations": 1, "refinement_iterations": 0}
     check_cue("flow_next", {"dis": least, "threads": -1})
     check_cue("flow_next", {"backend": "tracks", "tracks": {"stride": 1, "window": 3, "levels": 0}})
+
+
+def test_a_flow_goes_into_the_slot_of_its_name(cues_config: Callable[..., CuesConfig]) -> None:
+    for parameters in ({"slot": "prev"}, {"backend": "composed", "inside": {"backend": "tracks", "slot": "prev"}}):
+        with pytest.raises(ValueError, match=r"'flow_next', parameter slot = 'prev': the cue's name says it"):
+            check_cue("flow_next", parameters)
+    assert extractor(cues_config, "nuscenes", "flow_next", slot="next").name == "flow_next"
+    assert extractor(cues_config, "nuscenes", "flow_prev").name == "flow_prev"
