@@ -55,6 +55,9 @@ def locate(weights: str, download: bool = False, revision: str | None = None) ->
     Raises:
         WeightsError: nothing there; the message says what to do.
     """
+    if not weights.strip():
+        # As a path it would be the folder that the command is run in.
+        raise WeightsError("no weights are named: give a path, or a name of `occflow weights list`")
     path = Path(os.path.expandvars(weights)).expanduser()
     if path.exists():
         return path

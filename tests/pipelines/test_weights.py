@@ -182,6 +182,9 @@ def test_weights_are_found_by_path_by_name_and_in_the_hub_cache(
     assert locate("sam-vit-b-pth") == home / "sam_vit_b_01ec64.pth"
     with pytest.raises(WeightsError, match="did you mean 'sam-vit-base'"):
         locate("sam-vit-bas")
+    for nothing in ("", " "):
+        with pytest.raises(WeightsError, match="no weights are named"):
+            locate(nothing)
 
 
 def test_the_hub_is_not_asked_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:

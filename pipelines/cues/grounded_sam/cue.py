@@ -68,6 +68,12 @@ class PromptedMasks:
         "flow_next": "set masks.link_flow to dis_chain (links by a flow of its own) or to none (no links)"
     }
 
+    def __post_init__(self) -> None:
+        for name, model in self.models.items():
+            # A group that is given in part does not take the rest from the default one.
+            if not model.weights.strip():
+                raise ValueError(f"{name}.weights is not given: name them beside the rest (`occflow weights list`)")
+
     @property
     def needs(self) -> tuple[str, ...]:
         """The flow that links, if it is a cue."""
@@ -196,6 +202,7 @@ class GroundedSamMasks(PromptedMasks):
         ):
             if model.kind not in ("transformers", other):
                 raise ValueError(f"{name}.kind = {model.kind!r}: expected transformers or {other}")
+        super().__post_init__()
 
     @property
     def models(self) -> dict[str, Model]:

@@ -165,6 +165,8 @@ def test_parameters_that_cannot_be() -> None:
             {"kind": "groundingdino"},
             "segmenter.kind = 'groundingdino': expected transformers or segment_any",
         ),
+        ("detector", {"download": True}, "detector.weights is not given: name them beside the rest"),
+        ("segmenter", {"kind": "segment_anything"}, "segmenter.weights is not given"),
         ("runtime", {"images": 0}, "expected 1 or more"),
         ("tiles", {"overlap": 1.0}, "overlap is in"),
         ("link_flow", "dis", "'flow_next', 'dis_chain' or 'none'"),
@@ -173,6 +175,8 @@ def test_parameters_that_cannot_be() -> None:
         with pytest.raises(ValueError, match="masks") as caught:
             check_cue("masks", {"backend": "grounded_sam", key: value})
         assert words in str(caught.value)
+    with pytest.raises(ValueError, match=r"model\.weights is not given"):
+        check_cue("masks", {"backend": "sam3", "model": {"revision": "main"}})
 
 
 def test_which_units_go_where() -> None:
