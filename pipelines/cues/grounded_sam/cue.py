@@ -20,7 +20,7 @@ from pipelines.cues.grounded_sam.boxes import TileRule
 from pipelines.cues.grounded_sam.choice import Model, build_detector, build_segmenter
 from pipelines.cues.grounded_sam.detection import DetectionRule
 from pipelines.cues.grounded_sam.finder import BoxRule, GroundedSam
-from pipelines.cues.grounded_sam.own_car import OwnCar, check_own_car, own_car_digests, own_car_mask
+from pipelines.cues.grounded_sam.own_car import OwnCar, check_cameras, check_own_car, own_car_digests, own_car_mask
 from pipelines.cues.grounded_sam.prompts import DEFAULT_PROMPTS, Prompts
 from pipelines.cues.grounded_sam.records import Candidates, MaskFinder
 from pipelines.cues.grounded_sam.regions import Instances, MaskRule, sort_out
@@ -44,7 +44,7 @@ class PromptedMasks:
     Attributes:
         prompts: words for each class, by class name; classes of the data set that are not named are not looked for.
         boxes, masks, link: see the rules.
-        own_car: by camera, the fixed mask of the own car.
+        own_car: by camera, the fixed mask of the own car; only cameras that the log has.
         link_flow: what carries instances to the next keyframe: "flow_next", the stored cue (which is then made first);
             "dis_chain", a flow of its own through the sweeps; "none", no links.
         max_width: the models see the network's field of view at a whole multiple of its size, the largest that has at
@@ -126,6 +126,7 @@ class PromptedMasks:
 
     def extract(self, context: BlockContext) -> CueBlock:
         """`masks/instance` (T, C, H, W) and `masks/table`, see storage.schema.CUES; ids are unique in the block."""
+        check_cameras(self.own_car, context.cameras)
         cv2.setNumThreads(self.threads)
         shape = (context.stop - context.start, len(context.cameras))
         out = InstanceTable(shape, context.sizes.network)

@@ -1,6 +1,7 @@
 """The fixed mask of the own car in a camera's picture, from a polygon or a painted image."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from geometry.cameras import ImageTransform
-from pipelines.config import ConfigError
+from pipelines.config import ConfigError, closest
 
 OwnCar = str | tuple[tuple[float, float], ...]
 """Path of an image of the raw image's size, not black where the own car is; or a polygon, (u, v) in raw pixels."""
@@ -22,6 +23,13 @@ def check_own_car(masks: dict[str, OwnCar]) -> None:
             _read(camera, mask)
         elif len(mask) < 3:
             raise ConfigError(f"own_car.{camera} = {mask}: a polygon has three corners or more, [[u, v], ...]")
+
+
+def check_cameras(masks: dict[str, OwnCar], cameras: Sequence[str]) -> None:
+    """ConfigError for a mask of a camera that the log does not have: it would be used nowhere."""
+    for camera in masks:
+        if camera not in cameras:
+            raise ConfigError(f"own_car.{camera}: the log has no camera of that name; {closest(camera, list(cameras))}")
 
 
 def own_car_digests(masks: dict[str, OwnCar]) -> dict[str, str]:

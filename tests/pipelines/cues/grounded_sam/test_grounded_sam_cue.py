@@ -294,6 +294,15 @@ def test_prompts_for_classes_that_the_data_set_has_not(flat_world: FlatWorlds) -
         known(world, link_flow="none").extract(replace(world.context(), classes=("boat",)))
 
 
+def test_an_own_car_mask_of_no_camera_is_told(flat_world: FlatWorlds) -> None:
+    world = flat_world(keyframes=1, sweeps=0, board_depth=6.0)
+    hood = ((0.0, 88.0), (160.0, 88.0), (160.0, 96.0), (0.0, 96.0))
+    cue = known(world, link_flow="none", own_car={"CAN": hood})
+    with pytest.raises(ConfigError, match=r"own_car\.CAN: the log has no camera of that name; did you mean 'CAM'"):
+        cue.extract(replace(world.context(), classes=("car", "bus")))
+    assert not cue.shown, "before a model is loaded"
+
+
 def test_own_car_masks(flat_world: FlatWorlds, tmp_path: Path) -> None:
     image = flat_world().scene().frames[0].images["CAM"]
     transform = ImageSizes((48, 80), (24, 40)).transform(image)
