@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int32, Int64
 
+from pipelines.cues.ranges import check_numbers
+
 
 @dataclass(frozen=True)
 class LinkRule:
@@ -17,6 +19,9 @@ class LinkRule:
     overlap: float = 0.3
     patience: int = 1
     same_class: bool = True
+
+    def __post_init__(self) -> None:
+        check_numbers(self, shares=("overlap",))
 
 
 @dataclass

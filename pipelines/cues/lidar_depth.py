@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 from geometry.cameras import in_image, pixel_centres, project, unproject
 from geometry.transforms import invert, transform_points
 from pipelines.cues.depth_bounds import DepthBounds
+from pipelines.cues.ranges import check_numbers
 
 NEIGHBOURS = 8
 """Nearest points that a pixel looks at."""
@@ -33,6 +34,9 @@ class DepthRule:
     hidden: float = 0.15
     least_say: float = 0.02
     gap: float = 1.6
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_zero=("reach", "colour"), shares=("plausible",))
 
 
 def ground_plane(points: Float[np.ndarray, "n 3"], cell: float = 2.0, radius: float = 40.0) -> Float[np.ndarray, "3"]:

@@ -10,6 +10,7 @@ from scipy.ndimage import label
 from scipy.spatial import cKDTree
 
 from geometry.transforms import transform_points
+from pipelines.cues.ranges import check_numbers
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class ThingRule:
     margin_share: float = 0.05
     least_share: float = 0.08
     least_cells: int = 2
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_zero=("cell", "angle", "least_share"), free=("lowest", "skirt"))
 
 
 def find_things(

@@ -29,6 +29,7 @@ from pipelines.cues.motion_regions import RegionRule, grow, refine
 from pipelines.cues.motion_residual import Motion, MotionRule, unexplained
 from pipelines.cues.motion_witnesses import Witness, own_witness, stored_witnesses
 from pipelines.cues.moving_things import moving_regions, thing_strengths
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.resize import resize_image
 from pipelines.cues.road_bounds import RoadRule, road_bounds
 from pipelines.cues.static_flow import static_flow_between
@@ -76,6 +77,9 @@ class MotionMasks:
         flow: f"leave {flow} out of masks.flows ([] takes an own DIS flow to the image beside)"
         for flow in ("flow_next", "flow_prev")
     }
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"max_width": 1}, free=("threads",))
 
     def config_digest(self) -> str:
         """See CueExtractor."""

@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int32, UInt8
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from pipelines.cues.ranges import check_numbers
+
 
 @dataclass(frozen=True)
 class RegionRule:
@@ -25,6 +27,9 @@ class RegionRule:
     least_area: float = 0.001
     least_strength: float = 1.5
     refine_band: float = 0.015
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 def grow(

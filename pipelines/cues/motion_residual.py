@@ -11,6 +11,7 @@ from geometry.cameras import MIN_DEPTH, camera_directions, pixel_centres
 from pipelines.cues.base import ImageSizes
 from pipelines.cues.depth_bounds import DepthBounds
 from pipelines.cues.motion_witnesses import Witness
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.static_flow import second_from_first
 from pipelines.datasets.records import CameraImage
 
@@ -33,6 +34,9 @@ class MotionRule:
     least_m: float = 0.05
     ground: float = 0.25
     bleed: float = 0.012
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_zero=("least_px",), free=("ground",))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from geometry.transforms import rotate_vectors
 from pipelines.cues.base import ImageSizes
 from pipelines.cues.depth_bounds import DepthBounds
 from pipelines.cues.motion_witnesses import Witness
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.static_flow import second_from_first
 from pipelines.datasets.records import CameraImage
 
@@ -35,6 +36,9 @@ class RoadRule:
     on_road: float = 0.15
     standing: float = 0.3
     tall: float = 2.5
+
+    def __post_init__(self) -> None:
+        check_numbers(self, above_zero=("nearest",), free=("ground_z",))
 
 
 def triangulate(first: CameraImage, witness: Witness, sizes: ImageSizes) -> Float[np.ndarray, "height width"]:

@@ -97,3 +97,33 @@ def test_a_flow_goes_into_the_slot_of_its_name(cues_config: Callable[..., CuesCo
             check_cue("flow_next", parameters)
     assert extractor(cues_config, "nuscenes", "flow_next", slot="next").name == "flow_next"
     assert extractor(cues_config, "nuscenes", "flow_prev").name == "flow_prev"
+
+
+@pytest.mark.parametrize(
+    ("backend", "parameters", "told"),
+    [
+        # Shares given in per cent: nothing would be found, or nothing linked, in a whole log.
+        ("grounded_sam", {"detection": {"score": 30}}, r"detection = .*: Value error, score = 30: expected 0 to 1"),
+        ("grounded_sam", {"detection": {"class_scores": {"car": 40}}}, r"class_scores\.car = 40: expected 0 to 1"),
+        ("sam3", {"detection": {"score": -0.1}}, "score = -0.1: expected 0 to 1"),
+        ("grounded_sam", {"least_quality": 70}, "least_quality = 70: expected 1 or less"),
+        ("grounded_sam", {"masks": {"iou": 80}}, "iou = 80: expected 0 to 1"),
+        ("grounded_sam", {"masks": {"containment": 90}}, "containment = 90: expected 0 to 1, or 1.1"),
+        ("grounded_sam", {"boxes": {"nms": 70}}, "nms = 70: expected 0 to 1"),
+        ("grounded_sam", {"boxes": {"most": -1}}, "most = -1: expected 1 or more"),
+        ("grounded_sam", {"max_width": 0}, "max_width = 0: expected 1 or more"),
+        ("motion_lidar", {"link": {"overlap": 30}}, "overlap = 30: expected 0 to 1"),
+        ("motion_lidar", {"link": {"patience": -1}}, "patience = -1: expected 0 or more"),
+        ("motion_lidar", {"things": {"cell": 0.0}}, "cell = 0: expected more than 0"),
+        ("motion_lidar", {"depth": {"reach": 0.0}}, "reach = 0: expected more than 0"),
+        ("motion_epipolar", {"road": {"nearest": 0.0}}, "nearest = 0: expected more than 0"),
+        ("motion_epipolar", {"motion": {"least_px": 0.0}}, "least_px = 0: expected more than 0"),
+        ("motion_epipolar", {"regions": {"least_area": -0.1}}, "least_area = -0.1: expected 0 or more"),
+        ("motion_epipolar", {"max_width": 0}, "max_width = 0: expected 1 or more"),
+    ],
+)
+def test_numbers_that_no_mask_can_be_found_with_are_refused(
+    backend: str, parameters: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_cue("masks", {"backend": backend, **parameters})

@@ -28,6 +28,7 @@ from pipelines.cues.grounded_sam.runtime import Runtime
 from pipelines.cues.grounded_sam.views import view, view_factor
 from pipelines.cues.instance_links import LinkRule
 from pipelines.cues.instances import InstanceTable
+from pipelines.cues.ranges import check_numbers
 from pipelines.cues.resize import resize_image
 from pipelines.cues.truth import camera_truth
 from pipelines.datasets.records import CameraImage
@@ -69,6 +70,7 @@ class PromptedMasks:
     }
 
     def __post_init__(self) -> None:
+        check_numbers(self, least={"max_width": 1}, free=("least_quality", "threads"))
         for name, model in self.models.items():
             # A group that is given in part does not take the rest from the default one.
             if not model.weights.strip():
@@ -203,6 +205,8 @@ class GroundedSamMasks(PromptedMasks):
         ):
             if model.kind not in ("transformers", other):
                 raise ValueError(f"{name}.kind = {model.kind!r}: expected transformers or {other}")
+        if not self.least_quality <= 1:
+            raise ValueError(f"least_quality = {self.least_quality:g}: expected 1 or less")
         super().__post_init__()
 
     @property

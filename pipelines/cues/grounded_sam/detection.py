@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pipelines.cues.grounded_sam.boxes import clip_boxes
 from pipelines.cues.grounded_sam.prompts import Caption, Prompts, match_prompts
 from pipelines.cues.grounded_sam.records import Detections
+from pipelines.cues.ranges import check_numbers
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class DetectionRule:
     joint: bool = True
     shortest: int | None = None
     longest: int | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"shortest": 1, "longest": 1}, shares=("score", "word"))
+        for name, score in self.class_scores.items():
+            if not 0 <= score <= 1:
+                raise ValueError(f"class_scores.{name} = {score:g}: expected 0 to 1")
 
     def least(self, prompts: Prompts, classes: Sequence[str]) -> Float[np.ndarray, " prompts"]:
         """Threshold of each prompt. ValueError for a class that the data set has not."""

@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from pipelines.cues.grounded_sam.boxes import OwnCarRule, TileRule, by_score, nms
 from pipelines.cues.grounded_sam.prompts import Prompts
 from pipelines.cues.grounded_sam.records import Candidates, Detections, Detector, Image, Segmenter
+from pipelines.cues.ranges import check_numbers
 
 MOST_COMPARED = 2000
 """Boxes of an image, the best scored, that suppression looks at: every pair takes about 64 bytes, and tiles with low
@@ -28,6 +29,9 @@ class BoxRule:
     nms: float = 0.7
     own_car: OwnCarRule = field(default_factory=OwnCarRule)
     most: int = 64
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"most": 1}, shares=("nms",))
 
     def choose(self, found: Detections, prompts: Prompts, size: tuple[int, int]) -> Int64[np.ndarray, " kept"]:
         """Indices of the boxes to segment in an image of `size`, best first."""

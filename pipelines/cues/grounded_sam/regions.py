@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 
 from pipelines.cues.grounded_sam.boxes import by_score
 from pipelines.cues.grounded_sam.records import Candidates
+from pipelines.cues.ranges import check_numbers
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class MaskRule:
     Attributes:
         iou: of two masks that share more than this, whatever their classes, the better scored stays.
         containment: of two masks of one class where this share of the smaller lies in the other, the better scored
-            stays: the same object under two prompts as a part and as a whole, or one box around a group.
+            stays: the same object under two prompts as a part and as a whole, or one box around a group. 1.1 turns
+            that off.
         least_region: connected pieces of fewer pixels are dropped, and instances without another piece.
         least_hole: holes of fewer pixels are filled.
         own_car: an instance with more than this share of its pixels in the own car's mask is dropped.
@@ -28,6 +30,11 @@ class MaskRule:
     least_region: int = 30
     least_hole: int = 30
     own_car: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_numbers(self, shares=("iou", "own_car"))
+        if self.containment >= 2:
+            raise ValueError(f"containment = {self.containment:g}: expected 0 to 1, or 1.1 for no such test")
 
 
 @dataclass(frozen=True)
