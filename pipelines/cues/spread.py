@@ -33,6 +33,7 @@ def spread_tracks(
     rows, columns = trust.shape
     middle = (stride - 1) // 2
     lab = image.astype(np.float32)
+    motion = np.where(trust > 0, motion, 0.0)  # it may be NaN or infinite there, which no weight of 0 takes away
     v, u = np.mgrid[:height, :width]
     # Grid cell of each pixel; its candidates are the cells around.
     row0, column0 = (v - middle + stride // 2) // stride, (u - middle + stride // 2) // stride

@@ -87,10 +87,16 @@ def test_tracks_speak_for_their_surroundings_only() -> None:
     assert np.hypot(v - 10, u - 10).max() <= 4
     assert u.max() == 11, "does not cross the edge"
     assert known[10, 6:12].all()
+    # A tracker may have lost itself where nobody trusts it.
+    motion[:, 3, 4], motion[:, 2, 3] = np.nan, np.inf
+    again = spread_tracks(image, motion, trust, stride=3, reach=4.0, colour=10.0)
+    np.testing.assert_array_equal(again.flow, spread.flow)
 
 
 def test_digests_follow_the_parameters() -> None:
     for cue in CUES:
         assert cue().config_digest() == cue().config_digest()
         assert len({cue().config_digest(), cue(slot="prev").config_digest(), cue(max_width=64).config_digest()}) == 3
+        # OpenCV's threads change nothing in what is found; a store made with one goes on with four.
+        assert cue(threads=4).config_digest() == cue().config_digest()
     assert ChainedDisFlowCue().config_digest() != TracksFlowCue().config_digest()
