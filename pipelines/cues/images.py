@@ -13,6 +13,9 @@ from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
 from pipelines.cues.resize import resize_image
 from pipelines.datasets.records import CameraImage, DataError
 
+LEAST_QUALITY = 30
+"""Of JPEG: below it an image that is too large is not encoded again."""
+
 
 def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int, limit: int | None = None) -> bytes:
     """RGB to JPEG bytes, at `quality` or, where that would exceed `limit` bytes, at the best lower one that fits.
@@ -21,7 +24,7 @@ def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int, limit:
         DataError: the image does not fit `limit` even at quality 30.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    for attempt in range(quality, 29, -5):
+    for attempt in range(quality, LEAST_QUALITY - 1, -5):
         ok, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, attempt])
         if ok and (limit is None or encoded.size <= limit):
             return encoded.tobytes()
@@ -30,6 +33,12 @@ def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int, limit:
         f"a {height}x{width} image does not fit {limit} bytes even at JPEG quality 30: make the store with larger "
         "max_image_bytes / max_sweep_bytes in the scene's init unit"
     )
+
+
+def _check_quality(quality: int) -> None:
+    """ValueError outside the range that a configuration's own `jpeg_quality` has."""
+    if not LEAST_QUALITY <= quality <= 95:
+        raise ValueError(f"jpeg_quality = {quality}: expected {LEAST_QUALITY} to 95")
 
 
 def largest_jpeg(images: Iterable[UInt8[np.ndarray, "height width 3"]], transform: ImageTransform, quality: int) -> int:
@@ -66,6 +75,9 @@ class ImagesCue:
     name: ClassVar[str] = "images"
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        _check_quality(self.jpeg_quality)
+
     def config_digest(self) -> str:
         """See CueExtractor."""
         return parameters_digest(self, version=1)
@@ -100,6 +112,9 @@ class SweepsCue:
     max_bytes: int | None = None
     name: ClassVar[str] = "sweeps"
     needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        _check_quality(self.jpeg_quality)
 
     def config_digest(self) -> str:
         """See CueExtractor."""

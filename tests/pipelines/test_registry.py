@@ -127,3 +127,11 @@ def test_numbers_that_no_mask_can_be_found_with_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=told):
         check_cue("masks", {"backend": backend, **parameters})
+
+
+@pytest.mark.parametrize("cue", ["images", "sweeps"])
+@pytest.mark.parametrize("quality", [20, 96])
+def test_a_cues_own_jpeg_quality_has_the_bounds_of_the_shared_one(cue: str, quality: int) -> None:
+    with pytest.raises(ValueError, match=f"jpeg_quality = {quality}: expected 30 to 95"):
+        check_cue(cue, {"jpeg_quality": quality})
+    check_cue(cue, {"jpeg_quality": 30})
