@@ -149,6 +149,34 @@ def test_identity_masks_stationary_pixels() -> None:
     assert photometric_loss([comparison], automask=False).loss > 0.1
 
 
+def test_identity_equals_the_loss_of_the_image_as_it_is() -> None:
+    """Of the neighbour's own pixels, whatever is usable: NaN in either image is in no window, and in the neighbour has
+    no identity loss at all."""
+    case = make_case(12)
+    case["target"][0, 1, 2, 3] = case["unwarped"][1, 0, 0, 4] = math.nan
+    out = compare(**case)
+    target, still = np.nan_to_num(case["target"].numpy()), np.nan_to_num(case["unwarped"].numpy())
+    there = ~np.isnan(case["unwarped"].numpy()).any(axis=1)
+    mask = there & ~np.isnan(case["target"].numpy()).any(axis=1)
+    for n in range(2):
+        l1 = np.abs(still[n] - target[n]).mean(axis=0)
+        expected = 0.15 * l1 + 0.85 * (1 - slow_ssim(target[n], still[n], mask[n])) / 2
+        assert np.allclose(out.identity[n].numpy()[mask[n]], expected[mask[n]], atol=1e-10)
+    assert (torch.isinf(out.identity).numpy() == ~there).all()
+
+
+def test_stationary_rays_are_valid_ones_that_explain_themselves_better() -> None:
+    """Five rays worked by hand: better as they are, worse, as good, better but not valid, and without identity."""
+    one = compare(**make_case(13))
+    one.warped = torch.tensor([[[0.5, 0.2, 0.3, 0.9, 0.4]]], dtype=torch.float64)
+    one.identity = torch.tensor([[[0.1, 0.6, 0.3, 0.2, math.inf]]], dtype=torch.float64)
+    one.valid = torch.tensor([[[True, True, True, False, True]]])
+    found = photometric_loss([one])
+    assert (int(found.stationary), int(found.rays), int(found.dropped)) == (1, 4, 1)
+    assert float(found.loss) == pytest.approx((0.1 + 0.2 + 0.3 + 0.4) / 4)
+    assert float(photometric_loss([one], automask=False).loss) == pytest.approx((0.5 + 0.2 + 0.3 + 0.4) / 4)
+
+
 def test_two_neighbours_mean_and_min() -> None:
     """One valid ray in each of three situations, worked by hand."""
     first, second = compare(**make_case(13)), compare(**make_case(14))
