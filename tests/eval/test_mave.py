@@ -127,11 +127,11 @@ def test_merging_is_pooling() -> None:
 
 
 def test_dynamic_flow_by_hand() -> None:
-    semantics = np.array([CAR, CAR, PEDESTRIAN, CAR, ROAD, FREE, CAR], dtype=np.uint8).reshape(7, 1, 1)
-    true_flow, flow = np.zeros((7, 1, 1, 2)), np.zeros((7, 1, 1, 2))
-    true_flow[:, 0, 0, 0] = [3.0, 5.0, 1.0, 0.2, 4.0, 4.0, np.nan]
-    flow[:, 0, 0, 0] = [2.0, 0.0, 1.0, 0.6, 0.0, 0.0, 0.0]
-    occupied = np.array([1, 0, 1, 1, 1, 0, 1], dtype=bool).reshape(7, 1, 1)
+    semantics = np.array([CAR, CAR, PEDESTRIAN, CAR, ROAD, FREE, CAR, CAR], dtype=np.uint8).reshape(8, 1, 1)
+    true_flow, flow = np.zeros((8, 1, 1, 2)), np.zeros((8, 1, 1, 2))
+    true_flow[:, 0, 0, 0] = [3.0, 5.0, 1.0, 0.2, 4.0, 4.0, np.nan, 0.0]
+    flow[:, 0, 0, 0] = [2.0, 0.0, 1.0, 0.6, 0.0, 0.0, 0.0, 1.6]
+    occupied = np.array([1, 0, 1, 1, 1, 0, 1, 0], dtype=bool).reshape(8, 1, 1)
     metric = DynamicFlow(OPENOCC_CLASSES)
     metric.update(occupied, flow, semantics, true_flow)
     result = metric.compute()
@@ -139,7 +139,9 @@ def test_dynamic_flow_by_hand() -> None:
     assert result["flow_epe_dynamic"] == pytest.approx((1 + 5 + 0) / 3)
     assert result["flow_epe_dynamic_zero_flow"] == pytest.approx((3 + 5 + 1) / 3)
     assert result["recall_dynamic"] == pytest.approx(2 / 3)
-    assert result["false_flow_parked"] == pytest.approx(0.6)
+    assert result["parked_voxels"] == 2
+    assert result["false_flow_parked"] == pytest.approx((0.6 + 1.6) / 2)
+    assert result["false_flow_parked_masked"] == pytest.approx(0.6 / 2)
     assert result["flow_epe_dynamic_masked"] == pytest.approx((1 + 5 + 0) / 3)
     flow[1, 0, 0, 0] = 5.0  # right, where the prediction is free: the field knows, labels do not
     field = DynamicFlow(OPENOCC_CLASSES)
