@@ -159,6 +159,33 @@ class CuesConfig(_Model):
         return json_digest([shared, *parts])
 
 
+_PATHS = ("weights", "text_encoder", "own_car")
+"""Parameters of cues that may be, or hold, a path."""
+
+
+def absolute(config: CuesConfig) -> CuesConfig:
+    """The same configuration with paths that mean the same from any working folder, for processes elsewhere.
+
+    A cue's weights and masks of the own car count as paths where there is such a file; otherwise they are names.
+    """
+    changed: dict[str, Any] = {
+        "dataset": config.dataset.model_copy(update={"root": config.dataset.root.absolute()}),
+        "cues": _absolute_files(config.cues),
+    }
+    if isinstance(config.store, Path):
+        changed["store"] = config.store.absolute()
+    return config.model_copy(update=changed)
+
+
+def _absolute_files(value: Any, key: str = "") -> Any:
+    """A parameter, or a group of them, with the paths of files that are here made absolute."""
+    if isinstance(value, Mapping):
+        return {name: _absolute_files(part, key if key in _PATHS else str(name)) for name, part in value.items()}
+    if key in _PATHS and isinstance(value, str) and value and (path := _expand(Path(value))).exists():
+        return str(path.absolute())
+    return value
+
+
 def json_digest(value: object) -> str:
     """SHA-256 (hex) of a JSON-able value; equal values give equal digests whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -6,11 +6,10 @@ Needs a Prefect server of your own (PREFECT_API_URL); `pipelines.prefect_home.pr
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pipelines.config import ConfigError, CuesConfig
+from pipelines.config import ConfigError, CuesConfig, absolute
 from pipelines.plan import wanted_cues
 from pipelines.prefect_home import PrefectError, quiet_prefect
 from pipelines.workbench import Workbench
@@ -31,14 +30,6 @@ class Deployed:
     schedule: str | None
     server: str
     log_seen: bool = True
-
-
-def absolute(config: CuesConfig) -> CuesConfig:
-    """The same configuration with paths that mean the same from any working folder, for processes elsewhere."""
-    changed: dict[str, Any] = {"dataset": config.dataset.model_copy(update={"root": config.dataset.root.absolute()})}
-    if isinstance(config.store, Path):
-        changed["store"] = config.store.absolute()
-    return config.model_copy(update=changed)
 
 
 def deploy(

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from distributed import CancelledError, Client, KilledWorker, Nanny, Scheduler, SpecCluster
 
 from pipelines.batches import Batch, ClusterLost, Outcome, WorkerLost
-from pipelines.config import ConfigError, CuesConfig, RunnerConfig
+from pipelines.config import ConfigError, CuesConfig, RunnerConfig, absolute
 from pipelines.extract import extract_units
 from pipelines.plan import Plan
 
@@ -124,6 +124,7 @@ class Dask:
     def make(self, config: CuesConfig, batch: Batch, run: str) -> list[Outcome]:
         """See Place."""
         resources = ({"GPU": 1} if batch[0].gpu else {"CPU": 1}) if self._by_resource else None
+        config = absolute(config)  # a worker has a working folder of its own
         try:
             return self._client.submit(extract_units, config, batch, run, resources=resources, pure=False).result()
         except KilledWorker as error:

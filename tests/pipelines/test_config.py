@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import ConfigError, CuesConfig, json_digest, load_config, preset_names
+from pipelines.config import ConfigError, CuesConfig, absolute, json_digest, load_config, preset_names
 from pipelines.cues.images import ImagesCue
 from pipelines.cues.lidar import LidarCue
 from pipelines.workbench import Workbench
@@ -48,6 +48,28 @@ def test_overrides_and_none(tmp_path: Path) -> None:
     assert config.dataset.root == Path("/elsewhere")
     assert config.runner.workers == 3
     assert config.store == Path("a.zarr")
+
+
+def test_paths_made_absolute_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("flow.pth", "bert", "car.png"):
+        (tmp_path / name).touch()
+    masks = {
+        "backend": "grounded_sam",
+        "detector": {"kind": "groundingdino", "weights": "groundingdino-swint-pth", "text_encoder": "bert"},
+        "own_car": {"CAM_FRONT": "car.png", "CAM_BACK": [[0, 0], [4, 0], [4, 4]]},
+    }
+    cues = {"images": {}, "flow_next": {"backend": "unimatch", "weights": "./flow.pth"}, "masks": masks}
+    config = load_config(written(tmp_path, GOOD), {"cues": cues})
+    there = absolute(config)
+    assert (there.dataset.root, there.store) == (tmp_path / "data", tmp_path / "a.zarr")
+    assert there.cues["flow_next"]["weights"] == str(tmp_path / "flow.pth")
+    assert there.cues["masks"]["detector"] == masks["detector"] | {"text_encoder": str(tmp_path / "bert")}, "a name"
+    assert there.cues["masks"]["own_car"] == masks["own_car"] | {"CAM_FRONT": str(tmp_path / "car.png")}
+    assert absolute(load_config(written(tmp_path, GOOD), {"store": "s3://cues/a.zarr"})).cues == {
+        "images": {},
+        "lidar": {},
+    }
 
 
 def test_a_profile_brings_its_jpeg_quality(tmp_path: Path) -> None:

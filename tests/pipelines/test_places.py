@@ -4,13 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from pipelines import models
 from pipelines.batches import Batch, Outcome, WorkerLost
-from pipelines.config import ConfigError, CuesConfig
+from pipelines.config import ConfigError, CuesConfig, load_config
 from pipelines.places import Dask, check_offers, slots
 from pipelines.plan import Plan, Work
 from pipelines.workbench import workbench
@@ -48,6 +49,7 @@ class Client:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.asked: list[Any] = []
+        self.configs: list[CuesConfig] = []
 
     def wait_for_workers(self, count: int, timeout: float) -> None:
         """There are some."""
@@ -60,6 +62,7 @@ class Client:
         """Note what was asked for."""
         assert not pure, "the same unit may have to be made twice"
         self.asked.append(resources)
+        self.configs.append(config)
         return self
 
     def result(self) -> list[Outcome]:
@@ -76,6 +79,16 @@ def test_resources_are_asked_for_when_there_is_work_for_gpus(cues_config: Config
         place.make(cues_config(), (item,), "run")
     assert client.asked == [{"CPU": 1}, {"GPU": 1}, None]
     assert (with_gpu.width(True), with_gpu.width(False), without.width(False)) == (2, 4, 14)
+
+
+def test_a_relative_path_is_the_callers_on_every_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's working folder is its own: a store made there would be nowhere to be found here."""
+    monkeypatch.chdir(tmp_path)
+    client: Any = Client()
+    config = load_config("demo", {"dataset.root": "log", "store": "store.zarr"})
+    Dask(client, Plan((CPU,), {}), "a").make(config, (CPU,), "run")
+    (sent,) = client.configs
+    assert (sent.dataset.root, sent.store) == (tmp_path / "log", tmp_path / "store.zarr")
 
 
 def test_dead_workers_are_told_in_words(cues_config: ConfigMaker) -> None:
