@@ -13,6 +13,7 @@ from pipelines.cues.images import largest_jpeg
 from pipelines.datasets.records import CameraImage, DataError, LidarSweep, Scene
 from pipelines.inputs import scene_files, without_faults
 from pipelines.scene_table import sweep_slots
+from pipelines.transient import is_transient
 from pipelines.workbench import Workbench
 from storage.layout import UnitId, blocks
 
@@ -44,8 +45,8 @@ def _jpeg_bound(
     for image in sampled:
         try:
             pixels = bench.images(image)
-        except DataError:
-            if bench.config.on_error == "fail":
+        except DataError as error:
+            if bench.config.on_error == "fail" or is_transient(error):
                 raise
             continue
         longest = max(longest, largest_jpeg([pixels], transform_of(image), bench.config.jpeg_quality))
@@ -89,7 +90,8 @@ def extract_block(
         The block, and a line for every file of its own frames that was left out.
 
     Raises:
-        DataError: raw data that cannot be used, unless on_error is skip and it is one file's.
+        DataError: raw data that cannot be used, unless on_error is skip and it is one file's; also then where the error
+            may pass.
     """
     raw = bench.raw_scene(unit.scene)
     faults = dict(bench.inputs(unit.scene).faults)
@@ -115,8 +117,9 @@ def extract_block(
         context.warn = notes.append
         try:
             block = extractor.extract(context)
-        except DataError:
-            if bench.config.on_error == "fail" or not loader.failed:
+        except DataError as error:
+            # A file that could not be reached this time is not damaged: left out, it would stay so.
+            if bench.config.on_error == "fail" or not loader.failed or is_transient(error):
                 raise
             faults |= loader.failed
             continue

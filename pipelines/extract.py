@@ -15,7 +15,7 @@ from pipelines.config import CuesConfig
 from pipelines.cues.scene_links import link_scene
 from pipelines.datasets.records import DataError
 from pipelines.models import in_turn
-from pipelines.plan import Plan, fingerprint, made_from, plan, upstream_marks
+from pipelines.plan import Plan, Work, fingerprint, made_from, plan, upstream_marks
 from pipelines.scene_table import scene_table
 from pipelines.schedule import ExtractReport, Progress, run_units
 from pipelines.transient import is_transient
@@ -120,13 +120,27 @@ def extract_units(config: CuesConfig, batch: Batch, run: str) -> list[Outcome]:
         started = time.perf_counter()
         record, error = None, None
         try:
-            record = extract_unit(config, item.unit, item.truth)
+            record = _once_readable(config, item)
         except DataError as fault:
             error = fault
         outcomes.append(Outcome(time.perf_counter() - started, record, error))
         if error is not None and config.on_error == "fail":
             break
     return outcomes
+
+
+def _once_readable(config: CuesConfig, item: Work) -> CommitRecord:
+    """`extract_unit`, again where a raw file met an I/O error that may pass, as often as the configuration says: the
+    error of a file ends its unit only, and so never gets to those who try whole batches again."""
+    for left in range(config.runner.retries, 0, -1):
+        try:
+            return extract_unit(config, item.unit, item.truth)
+        except DataError as error:
+            if not is_transient(error):
+                raise
+            log.warning("%s: %s; %d more attempts", item.name, error, left)
+            time.sleep(config.runner.retry_wait_s)
+    return extract_unit(config, item.unit, item.truth)
 
 
 def extract_scene(config: CuesConfig, scene: str, cues: Sequence[str] | None = None) -> list[CommitRecord]:

@@ -21,6 +21,7 @@ from pipelines.config import json_digest
 from pipelines.datasets.files import check_image, load_image
 from pipelines.datasets.records import CameraImage, DataError, Frame, LidarSweep, Log, Scene
 from pipelines.datasets.zero_runs import JPEG_RUN, zeros_in_jpeg
+from pipelines.transient import is_transient
 from storage import files
 from storage.asides import INPUTS, seal, unseal
 from storage.backend import backend
@@ -179,6 +180,8 @@ def _examine(log: Log, path: Path, record: CameraImage | LidarSweep, decode: boo
     try:
         points = len(log.read_lidar(record))
     except DataError as error:
+        if is_transient(error):
+            raise
         return FileFacts(size, mtime_ns, digest, fault=str(error))
     return FileFacts(size, mtime_ns, digest, points=points)
 
