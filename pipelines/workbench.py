@@ -27,6 +27,7 @@ class Workbench:
     def __init__(self, config: CuesConfig) -> None:
         self.config = config
         self.run: str | None = None
+        self._found: dict[bool, CueStore] = {}
         self.images = ImageCache(config.runner.image_cache_mb << 20)
         self.sizes = config.sizes.image_sizes()
         self.raw_scene = lru_cache(_SCENES_KEPT)(self._raw_scene)
@@ -96,11 +97,16 @@ class Workbench:
         return CueStore.create(truth_path(self.config.store), self._attributes("truth"))
 
     def open_store(self, truth: bool) -> CueStore | None:
-        """The cue or truth store if it is on disk already, checked against the configuration; else None."""
+        """The cue or truth store if it is there already, checked against the configuration; else None. Writes nothing.
+
+        Raises StoreError if another kind of store is there.
+        """
         path = truth_path(self.config.store) if truth else self.config.store
-        if not path.exists():
-            return None
-        return self.truth_store if truth else self.store
+        if truth not in self._found and path.exists():
+            found = CueStore.find(path, self._attributes("truth" if truth else "cues"))
+            if found is not None:
+                self._found[truth] = found
+        return self._found.get(truth)
 
     @cached_property
     def truth_extractors(self) -> dict[str, CueExtractor]:

@@ -64,13 +64,10 @@ class CueStore:
             SchemaVersionError: a store of another schema version is there.
         """
         root = as_location(path)
-        check_attributes(root, attributes)
         place, main = backend(root), "zarr.json"
-        there = place.exists(main)
-        if there and place.exists(SPARE_ROOT):
-            return cls._existing(root, attributes)
-        if not there and not _may_become_store(root):
-            raise StoreError(f"{root}: not empty and not a store. Give a new path, or remove what is there.")
+        found = cls.find(root, attributes)
+        if found is not None and place.exists(SPARE_ROOT):
+            return found
         try:
             if isinstance(place, ObjectBackend):
                 check_conditions(place)
@@ -79,6 +76,22 @@ class CueStore:
         except OSError as error:
             raise files.explain(error, root, "creating the store") from error
         return cls(root, attributes) if fresh else cls._existing(root, attributes)
+
+    @classmethod
+    def find(cls, path: str | Path | ObjectPath, attributes: StoreAttributes) -> "CueStore | None":
+        """Open the store that is there if its attributes are equal; None where one can be made. Writes nothing.
+
+        Raises as `create`.
+        """
+        root = as_location(path)
+        check_attributes(root, attributes)
+        place, main = backend(root), "zarr.json"
+        if not place.exists(main):
+            if _may_become_store(root):
+                return None
+            if not place.exists(main):  # another process may have made the store between these looks
+                raise StoreError(f"{root}: not empty and not a store. Give a new path, or remove what is there.")
+        return cls._existing(root, attributes)
 
     @classmethod
     def _existing(cls, root: Location, attributes: StoreAttributes) -> "CueStore":

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -102,6 +103,14 @@ def test_hours_of_a_gpu_are_counted_apart(cues_config: Build, monkeypatch: pytes
     console = Console(record=True, width=120)
     show_dry_run(config, None, None, console)
     assert "about 0.00 core hours, 2.00 GPU hours, 1.00 GB" in console.export_text()
+
+
+def test_a_dry_run_makes_no_store_of_an_empty_folder(cues_config: Build) -> None:
+    config = cues_config()
+    Path(config.store).mkdir()
+    show_dry_run(config, None, None, Console(record=True))
+    assert list(Path(config.store).iterdir()) == []
+    assert extract_log(config, scenes=["00"]).committed
 
 
 def test_a_disk_that_is_too_small(cues_config: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from storage import store as store_module
 from storage.chunks import ChunkReader
 from storage.errors import CueMissing, SchemaVersionError, StoreDamage, StoreError, StoreRebuilt
 from storage.layout import encode_json
@@ -68,6 +69,21 @@ def test_create_leaves_foreign_folders_alone(tmp_path: Path, tiny: SimpleNamespa
     with pytest.raises(StoreError, match="not empty and not a store"):
         CueStore.create(tmp_path, tiny.attributes())
     assert files_below(tmp_path) == {"notes.txt"}
+
+
+def test_a_store_that_another_process_makes_meanwhile_is_opened(
+    tmp_path: Path, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs of an array start together: between two looks at the folder another one has made the store in it."""
+    path, look = tmp_path / "store.zarr", store_module._may_become_store
+
+    def another_comes_first(root: Path) -> bool:
+        monkeypatch.setattr(store_module, "_may_become_store", look)
+        CueStore.create(path, tiny.attributes())
+        return look(root)
+
+    monkeypatch.setattr(store_module, "_may_become_store", another_comes_first)
+    assert CueStore.create(path, tiny.attributes()).attributes == tiny.attributes()
 
 
 def test_open_without_a_store_says_what_to_do(tmp_path: Path) -> None:
