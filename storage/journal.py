@@ -40,7 +40,7 @@ class RunJournal:
             _forget_old(folder)
             path = folder / f"{time.time_ns():020d}-{os.getpid()}.jsonl"
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # who asks whether it is held holds it for a moment
         self._write(kind="run", planned=list(planned), host=socket.gethostname(), pid=os.getpid())
 
     def failed(self, name: str, why: str) -> None:
@@ -134,5 +134,6 @@ def _is_held(path: Path) -> bool:
 
 def _forget_old(folder: Path) -> None:
     for path in sorted(folder.glob("*.jsonl"))[: -KEPT + 1]:
-        if not _is_held(path):
-            path.unlink()
+        with contextlib.suppress(FileNotFoundError):  # runs that start together forget the same ones
+            if not _is_held(path):
+                path.unlink()

@@ -78,6 +78,25 @@ def test_lines_cut_off_and_old_journals(memory: Path, monkeypatch: pytest.Monkey
     running.end("done")
 
 
+def test_runs_that_start_together_all_have_their_journal(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of an array forget the same old journals at the same moment."""
+    monkeypatch.setattr(storage.journal, "KEPT", 2)
+    for _ in range(3):
+        RunJournal(memory, ["masks--a--00000"]).end("done")
+    held = storage.journal._is_held
+
+    def another_was_first(path: Path) -> bool:
+        found = held(path)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(storage.journal, "_is_held", another_was_first)
+    journal = RunJournal(memory, ["lidar--a--00000"])
+    monkeypatch.setattr(storage.journal, "_is_held", held)
+    assert [run.planned for run in read_runs(memory) if run.running] == [{"lidar--a--00000"}]
+    journal.end("done")
+
+
 def test_a_journal_that_cannot_be_written_stops_nothing(memory: Path) -> None:
     (memory / "commits").write_bytes(b"a file where the folder would be")
     with RunJournal(memory, ["masks--a--00000"]) as journal:
