@@ -229,20 +229,28 @@ def _read(source: str | Path) -> str:
         raise ConfigError(
             f"{source}: neither a readable YAML file nor a preset; presets are {', '.join(preset_names())}"
         ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{source}: not a YAML file: {error.reason} at byte {error.start}; save it as UTF-8"
+        ) from None
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     *folders, leaf = dotted.split(".")
     for depth, folder in enumerate(folders, 1):
-        if values.get(folder) is None:  # `lidar:` takes every default
-            values[folder] = {}
-        if not isinstance(values[folder], dict):
+        inner = values.get(folder)
+        if inner is None:  # `lidar:` takes every default
+            inner = {}
+        elif isinstance(inner, list) and (depth, folder) == (1, "cues"):  # names that take every default
+            inner = {str(name): {} for name in inner}
+        if not isinstance(inner, dict):
             above = ".".join(folders[:depth])
             raise ConfigError(
-                f"{dotted} = {value!r}: {above} is {values[folder]!r} here and has no keys; give {above} as a whole, a "
-                "mapping of keys to values"
+                f"{dotted} = {value!r}: {above} is {inner!r} here, which has no keys; give {above} as a whole, a mapping "
+                "of keys to values"
             )
-        values = values[folder]
+        values[folder] = inner
+        values = inner
     values[leaf] = value
 
 

@@ -50,6 +50,19 @@ def test_overrides_and_none(tmp_path: Path) -> None:
     assert config.store == Path("a.zarr")
 
 
+def test_an_override_reaches_into_a_list_of_cues_and_into_what_is_empty(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD + "runner:\n")
+    config = load_config(path, {"cues.images.jpeg_quality": 70, "runner.workers": 3})
+    assert config.cues == {"images": {"jpeg_quality": 70}, "lidar": {}}
+    assert config.runner.workers == 3
+    for key, told in (
+        ("store.name", "store.name = 1: store is 'a.zarr', which has no keys"),
+        ("sizes.network.height", r"sizes.network.height = 1: sizes.network is \[64, 176\], which has no keys"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            load_config(path, {key: 1})
+
+
 def test_paths_made_absolute_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("flow.pth", "bert", "car.png"):
@@ -125,6 +138,9 @@ def test_what_is_no_configuration(tmp_path: Path) -> None:
         load_config(written(tmp_path, "a: [1"))
     with pytest.raises(ConfigError, match="expected keys such as"):
         load_config(written(tmp_path, "- 1"))
+    (tmp_path / "latin.yaml").write_bytes("store: f\u00fcr.zarr".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin.yaml: not a YAML file: .* at byte 8; save it as UTF-8"):
+        load_config(tmp_path / "latin.yaml")
 
 
 def test_a_cue_that_lacks_its_upstream_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
