@@ -6,18 +6,23 @@ Needs a Prefect server of your own (PREFECT_API_URL); `pipelines.prefect_home.pr
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pipelines.config import ConfigError, CuesConfig, absolute
 from pipelines.plan import wanted_cues
-from pipelines.prefect_home import PrefectError, quiet_prefect
+from pipelines.prefect_home import PrefectError, quiet_prefect, refused
 from pipelines.workbench import Workbench
 
 _ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
 """Of a run's processes. Prefect starts some of them as a script of its folder `runner`, which Python then puts first on
 the path, and a `storage.py` there hides this project's `storage`: after each cancelling the worker told of a missing
 module."""
+
+_CRON_FIELDS = 5
+_NOT_IN_NAMES = "/%&<>"
+"""Characters that Prefect takes in no name."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,11 @@ def deploy(
     What a run would refuse is refused here, as far as this machine can see: a run at night tells nobody.
 
     Raises:
-        ConfigError: a schedule that is none, an image for a process pool, none for another; a scene or cue that is not
-            there.
+        ConfigError: a schedule or a name that is none, an image for a process pool, none for another; a scene or cue
+            that is not there.
         DataError: a log that cannot be read.
-        PrefectError: no server is named, or the one that is does not answer.
+        StoreError: another kind of store is there.
+        PrefectError: no server is named, or the one that is does not answer, or refuses.
     """
     server = os.environ.get("PREFECT_API_URL")
     if server is None:
@@ -71,10 +77,14 @@ def deploy(
             "occflow deploy needs a Prefect server that stays: start one with `prefect server start`, then "
             "export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
+    for option, given in (("--name", name), ("--pool", pool)):
+        if not given or any(character in given for character in _NOT_IN_NAMES):
+            raise ConfigError(f"{option} {given!r}: Prefect takes no name with one of {' '.join(_NOT_IN_NAMES)} in it")
     config = absolute(config)
     log_seen = _looked_at(config, scenes, cues)
     with quiet_prefect():
         import httpx
+        from prefect.exceptions import PrefectHTTPStatusError
 
         schedules = _schedules(cron, timezone)  # before a pool is made for a schedule that is none
         try:
@@ -88,19 +98,21 @@ def deploy(
                 f"PREFECT_API_URL={server}: no Prefect server answers there ({type(error).__name__}: {error}); start "
                 "it with `prefect server start`"
             ) from error
+        except PrefectHTTPStatusError as error:
+            raise refused(server, error.response.status_code, error.response.text) from error
     return Deployed(f"cues/{name}", pool, cron, server, log_seen)
 
 
 def _looked_at(config: CuesConfig, scenes: Sequence[str] | None, cues: Sequence[str] | None) -> bool:
-    """Whether the log is here; raises what a run would for a log that is none, and for names that it does not have."""
+    """Whether the log is here; raises what a run would for a log that is none, for names that it does not have, and for
+    a store on this machine that was made otherwise."""
     bench = Workbench(config)
     wanted_cues(bench, cues)
     if not config.dataset.root.exists():
         return False
-    if scenes is None:
-        _ = bench.log
-    else:
-        bench.scene_names(tuple(scenes))
+    bench.scene_names(None if scenes is None else tuple(scenes))
+    if isinstance(config.store, Path):
+        bench.open_store(False)
     return True
 
 
@@ -111,8 +123,10 @@ def _schedules(cron: str | None, timezone: str | None) -> list[Any]:
 
     try:
         ZoneInfo(timezone or "UTC")
+        if not cron.startswith("@") and len(cron.split()) != _CRON_FIELDS:  # a sixth would be of seconds
+            raise ValueError(f"{len(cron.split())} fields")
         return [Cron(cron, timezone=timezone or "UTC")]
-    except (ValueError, ZoneInfoNotFoundError) as error:
+    except (ValueError, OSError, ZoneInfoNotFoundError) as error:  # OSError: "Europe" is a folder
         raise ConfigError(
             f"--cron {cron!r} (timezone {timezone or 'UTC'}): {error}; expected minute, hour, day, month and day of "
             "week, such as '0 3 * * *', and a timezone such as Europe/Berlin"
@@ -158,10 +172,14 @@ def _ensure_pool(name: str, image: str | None) -> None:
             found = client.read_work_pool(name)
             kind = found.type
         except ObjectNotFound:
+            if image is not None:
+                raise ConfigError(
+                    f"--pool {name!r}: there is no such work pool for --image; make it first (prefect work-pool create "
+                    f"--type kubernetes {name}), or leave out --image: then a pool of processes is made"
+                ) from None
             kind = ProcessWorker.type
-            if image is None:
-                template = ProcessWorker.get_default_base_job_template()
-                client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
     if (kind == ProcessWorker.type) is (image is not None):
         raise ConfigError(
             f"--pool {name!r} is a work pool of type {kind!r}: "

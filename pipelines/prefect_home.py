@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from threading import Event
 
@@ -24,6 +25,11 @@ START_TIMEOUT_S = 120.0
 
 ANSWER_S = 30.0
 """How long a server that is named may take to answer."""
+
+_API = "/api"
+"""Where a Prefect server's API lies, below its address."""
+_SAID = 300
+"""Characters of a refusal that are shown."""
 
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
@@ -85,18 +91,31 @@ def private_prefect(stop: Event | None = None) -> Iterator[None]:
 
 
 def _require_answer(url: str) -> None:
-    """Raise PrefectError where nothing answers at `url`; whether it may be used is told by what it answers later."""
+    """Raise PrefectError where nothing answers at `url`, or what does has its API elsewhere; whether it may be used is
+    told by what it answers later."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_S):
             pass
-    except urllib.error.HTTPError:
-        pass
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.NOT_FOUND and _API not in url:
+            raise refused(url, error.code) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
         raise PrefectError(
             f"PREFECT_API_URL={url}: no Prefect server answers there ({why}). Start it (`prefect server start`), or "
             "unset PREFECT_API_URL: then a temporary one is started. --runner plain needs none."
         ) from None
+
+
+def refused(url: str, status: int, said: str = "") -> PrefectError:
+    """The error for a server that answers at PREFECT_API_URL, but with an HTTP status that says no."""
+    if status == HTTPStatus.NOT_FOUND and _API not in url:
+        why = f"the address of its API ends in {_API}: export PREFECT_API_URL={url.rstrip('/')}{_API}"
+    elif status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        why = "set PREFECT_API_KEY, or PREFECT_API_AUTH_STRING, to what it accepts"
+    else:
+        why = f"{said[:_SAID]}; check that this is a Prefect server, of the version in constraints.txt"
+    return PrefectError(f"PREFECT_API_URL={url}: the server answers {status}: {why}")
 
 
 @contextmanager

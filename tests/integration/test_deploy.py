@@ -133,7 +133,8 @@ def test_what_cannot_be_deployed(
         (server.url, ["--cron", "every night"], 2, "every night"),
         (server.url, ["--cron", "0 3 * * *", "--timezone", "Mars/Olympus"], 2, "Mars/Olympus"),
         (server.url, ["--pool", "elsewhere"], 2, "--image"),
-        (server.url, ["--image", "occflow:cpu"], 2, "leave out --image"),
+        (server.url, ["--image", "occflow:cpu", "--pool", "nowhere"], 2, "there is no such work pool"),
+        (server.url.removesuffix("/api"), [], 1, f"ends in /api: export PREFECT_API_URL={server.url}"),
         (server.url, ["--cues", "maskes"], 2, "'maskes' is not in this configuration"),
         (server.url, ["--scenes", "scene-9999"], 2, "'scene-9999' is not among the"),
     ):
