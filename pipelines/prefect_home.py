@@ -26,6 +26,7 @@ START_TIMEOUT_S = 120.0
 ANSWER_S = 30.0
 """How long a server that is named may take to answer."""
 
+_HOST = "127.0.0.1"
 _API = "/api"
 """Where a Prefect server's API lies, below its address."""
 _SAID = 300
@@ -50,7 +51,7 @@ _SERVE = """
 import ctypes, sys, uvicorn
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15)
-uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=int(sys.argv[1]),
+uvicorn.run("prefect.server.api.server:create_app", factory=True, host=sys.argv[1], port=int(sys.argv[2]),
             log_level="error", lifespan="on")
 """
 
@@ -80,6 +81,7 @@ def private_prefect(stop: Event | None = None) -> Iterator[None]:
         if "PREFECT_API_URL" not in os.environ:
             if "PREFECT_HOME" not in os.environ:
                 os.environ["PREFECT_HOME"] = str(held.enter_context(_home()))
+            _pass_by_proxies()
             url = held.enter_context(_server(stop or Event()))
             os.environ["PREFECT_API_URL"] = url
             settings = importlib.import_module("prefect.settings")
@@ -131,6 +133,13 @@ def quiet_prefect() -> Iterator[None]:
         os.environ.update(before)
 
 
+def _pass_by_proxies() -> None:
+    """Have requests to this machine go to no proxy, which would ask its own: clusters name one, but seldom this."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    if given != "*":  # which means all, but not in a list
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (given, _HOST)))
+
+
 @contextmanager
 def _home() -> Iterator[Path]:
     """The kept home, because a new database costs 10 s; else a temporary one (in use, read-only)."""
@@ -158,12 +167,12 @@ def _home() -> Iterator[Path]:
 @contextmanager
 def _server(stop: Event) -> Iterator[str]:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((_HOST, 0))
         port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
+    url = f"http://{_HOST}:{port}/api"
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _SERVE, str(port)],
+            [sys.executable, "-P", "-c", _SERVE, _HOST, str(port)],
             env=os.environ | _SERVER,
             stdin=subprocess.DEVNULL,
             stdout=said,
