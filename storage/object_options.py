@@ -5,11 +5,13 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from storage.errors import StoreError
 
 TIMEOUT_S = 120.0
 """For one request, body included. `OCCFLOW_S3_TIMEOUT_S` in the environment overrides it."""
+LONGEST_S = 24 * 3600.0
 
 
 def open_bucket(bucket: str, options: dict[str, Any], retries: int) -> Any:
@@ -19,7 +21,7 @@ def open_bucket(bucket: str, options: dict[str, Any], retries: int) -> Any:
     except ImportError as error:
         message = f"s3://{bucket}: object storage needs the package obstore: pip install 'occflow[s3]'."
         raise StoreError(message) from error
-    timeout = timedelta(seconds=float(os.environ.get("OCCFLOW_S3_TIMEOUT_S", TIMEOUT_S)))
+    timeout = timedelta(seconds=_timeout_s())
     client: dict[str, Any] = {"timeout": timeout, "connect_timeout": min(timeout, timedelta(seconds=10))}
     client["allow_http"] = str(options.get("endpoint", "")).startswith("http://")
     retry: Any = {"max_retries": retries, "retry_timeout": 2 * timeout}
@@ -29,18 +31,47 @@ def open_bucket(bucket: str, options: dict[str, Any], retries: int) -> Any:
         raise StoreError(f"s3://{bucket}: cannot be opened: {error}. Check the AWS_… variables.") from error
 
 
+def _timeout_s() -> float:
+    """Seconds that one request may take. Raises StoreError for what is no such number."""
+    given = os.environ.get("OCCFLOW_S3_TIMEOUT_S") or str(TIMEOUT_S)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_S:
+        raise StoreError(
+            f"OCCFLOW_S3_TIMEOUT_S={given}: expected seconds above 0, such as {TIMEOUT_S:.0f}; or unset it"
+        )
+    return seconds
+
+
 def options_of_environment() -> dict[str, Any]:
-    """What the environment says of endpoint, region and credentials, as the AWS tools read it."""
+    """What the environment says of endpoint, region and credentials, as the AWS tools read it.
+
+    Raises StoreError for an endpoint that is no address.
+    """
     env = os.environ
     options: dict[str, Any] = {}
-    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL")
+    name = "AWS_ENDPOINT_URL_S3" if env.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
+    endpoint = env.get(name)
     if endpoint:
+        if not _is_address(endpoint):  # obstore panics over one
+            raise StoreError(f"{name}={endpoint}: no address of a server; expected http://HOST:PORT or https://HOST")
         options["endpoint"] = endpoint.rstrip("/")
     options["region"] = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION") or "us-east-1"
     names = {"access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"}
     names["session_token"] = "AWS_SESSION_TOKEN"
     given = {option: env[name] for option, name in names.items() if env.get(name)}
     return options | (given or _profile())
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        named = parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(named) and not any(character.isspace() for character in text)
 
 
 def _profile() -> dict[str, str]:

@@ -63,6 +63,24 @@ def test_an_answer_that_takes_too_long_is_tried_again(
     assert proxy.requests("GET", "/x") >= 2
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL=localhost:9000: no address of a server"),
+        ("AWS_ENDPOINT_URL", "http://my host", "expected http://HOST:PORT or https://HOST"),
+        ("AWS_ENDPOINT_URL_S3", "http://host:port", "AWS_ENDPOINT_URL_S3=http://host:port: no address"),
+        ("OCCFLOW_S3_TIMEOUT_S", "60s", "OCCFLOW_S3_TIMEOUT_S=60s: expected seconds above 0"),
+        ("OCCFLOW_S3_TIMEOUT_S", "0", "OCCFLOW_S3_TIMEOUT_S=0: expected seconds above 0"),
+    ],
+)
+def test_a_variable_that_is_no_address_or_time_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError, match=told):
+        client("s3://cues-of-a-variable").get("x")
+
+
 @pytest.mark.parametrize(("status", "code"), [("403", "AccessDenied"), ("400", "InvalidArgument")])
 def test_a_refusal_is_told_at_once(bucket: str, proxy: FaultProxy, status: str, code: str) -> None:
     proxy.canned[status] = f"<Error><Code>{code}</Code></Error>".encode()
