@@ -34,6 +34,11 @@ FIRST_WORKER_S = 60.0
 OTHER_WORKERS_S = 15.0
 """How long, after the first, workers may take to offer all that the cues ask for."""
 
+_INSTALLED = f"__import__('importlib.util').util.find_spec({__name__.partition('.')[0]!r}) is not None"
+"""Whether a worker has this package, in words of Python alone: a function from here would end one that has not."""
+_NAMED = 5
+"""Workers that a message names."""
+
 
 class Place(Protocol):
     """Makes batches; `threads` is how many the flow may have at work or waiting for an answer."""
@@ -59,7 +64,8 @@ def place_for(config: RunnerConfig, work: Plan) -> Iterator[Place]:
     """The place that the configuration names, checked for what the open units of a plan ask for.
 
     Raises:
-        ConfigError: no worker, no GPU for a unit that needs one, or no worker for units that need none.
+        ConfigError: no worker, one without this package, no GPU for a unit that needs one, or no worker for units that
+            need none.
     """
     if config.kind == "threads":
         yield Threads(config.workers)
@@ -101,6 +107,7 @@ class Dask:
             ) from None
         except OSError as error:
             raise _nobody_at(address, error) from error
+        check_installed(client.run(eval, _INSTALLED, on_error="return"), address)
         self._by_resource = any(item.gpu for item in work.open)
         self._look()
         deadline = time.monotonic() + OTHER_WORKERS_S
@@ -152,6 +159,18 @@ def slots(workers: Mapping[str, Any], gpu: bool, by_resource: bool) -> int:
         return max(1, sum(worker["nthreads"] for worker in workers.values()))
     name = "GPU" if gpu else "CPU"
     return max(1, sum(min(worker["nthreads"], int(worker["resources"].get(name, 0))) for worker in workers.values()))
+
+
+def check_installed(found: Mapping[str, Any], address: str) -> None:
+    """Raise a ConfigError if a worker (by its address, of those at a scheduler's `address`) said False: it would end
+    over the first unit that it is sent, and so would all of its kind, until the units wait for nobody."""
+    without = sorted(worker for worker, installed in found.items() if installed is False)
+    if without:
+        raise ConfigError(
+            f"{len(without)} of the {len(found)} workers at {address} have no occflow: {', '.join(without[:_NAMED])}"
+            f"{', ...' if len(without) > _NAMED else ''}; install it where they run (pip install -c constraints.txt .) "
+            "and start them again, from that environment"
+        )
 
 
 def check_offers(workers: Mapping[str, Any], work: Plan, address: str) -> None:

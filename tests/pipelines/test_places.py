@@ -12,7 +12,7 @@ import pytest
 from pipelines import models
 from pipelines.batches import Batch, Outcome, WorkerLost
 from pipelines.config import ConfigError, CuesConfig, load_config
-from pipelines.places import Dask, check_offers, slots
+from pipelines.places import _INSTALLED, Dask, check_installed, check_offers, slots
 from pipelines.plan import Plan, Work
 from pipelines.workbench import workbench
 from storage.layout import UnitId
@@ -54,6 +54,10 @@ class Client:
     def wait_for_workers(self, count: int, timeout: float) -> None:
         """There are some."""
 
+    def run(self, function: Any, expression: str, *, on_error: str) -> dict[str, Any]:
+        """What each of WORKERS answers, all being like this process; one has gone meanwhile."""
+        return {name: function(expression) for name in WORKERS} | {"d": OSError("gone")}
+
     def scheduler_info(self, n_workers: int) -> dict[str, Any]:
         """WORKERS."""
         return {"workers": WORKERS}
@@ -70,6 +74,14 @@ class Client:
         if self.error is not None:
             raise self.error
         return []
+
+
+def test_a_worker_without_this_package_is_named() -> None:
+    check_installed({"tcp://h:2": True, "tcp://h:3": OSError("gone")}, "tcp://h:1")
+    with pytest.raises(ConfigError, match=r"1 of the 2 workers at tcp://h:1 have no occflow: tcp://h:3; install it"):
+        check_installed(
+            {"tcp://h:2": True, "tcp://h:3": eval(_INSTALLED.replace("pipelines", "pipelinez"))}, "tcp://h:1"
+        )
 
 
 def test_resources_are_asked_for_when_there_is_work_for_gpus(cues_config: ConfigMaker) -> None:
