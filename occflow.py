@@ -91,6 +91,8 @@ def cues(
     from pipelines.config import load_config
     from pipelines.console import extract_shown, show_dry_run, show_report
 
+    if runner not in (None, "dask"):
+        refuse({"--scheduler": scheduler}, f"this is for --runner dask, and --runner {runner} is given")
     kind = "dask" if scheduler is not None else None if runner == "plain" else runner
     given: dict[str, Any] = {"dataset.root": root, "store": store, "runner.kind": kind}
     given |= {"runner.workers": workers, "runner.scheduler": scheduler}

@@ -17,6 +17,11 @@ from pipelines.prefect_home import PrefectError, private_prefect
         (["inspect", "s.zarr", "--scenes", ""], "'': names nothing"),
         (["predict", "checkpoint", "s.zarr", "--scenes", " , "], "' , ': names nothing"),
         (["cues", "demo", "--set", "a=[1"], "--set a=[1: the value is no YAML (expected ',' or ']'"),
+        (
+            ["cues", "demo", "--runner", "plain", "--scheduler", "tcp://h:8786"],
+            "--scheduler: this is for --runner dask",
+        ),
+        (["cues", "demo", "--runner", "threads", "--scheduler", "tcp://h:8786"], "and --runner threads is given"),
         (["deploy", "demo", "--timezone", "Europe/Berlin"], "--timezone: this is for --cron"),
         (["store", "copy", "s.zarr", "t.zarr", "--truth"], "--truth: there is no truth store beside s.zarr"),
         (["store", "prune", "s.zarr", "--truth"], "--truth: there is no truth store beside s.zarr"),
