@@ -177,12 +177,13 @@ def verify(
     ] = False,
     quick: Annotated[bool, typer.Option(help="Compare files with their digests, decode nothing.")] = False,
 ) -> None:
-    """Read everything in a store (and its truth) and check it; exits with 1 on damage."""
+    """Read everything in a store (and its truth) and check it; exits with 1 on damage that is still there."""
+    from storage.repair import LEFT_ALONE
     from storage.repair import repair as store_repair
     from storage.truth import truth_path
     from storage.verify import verify as store_verify
 
-    damaged = 0
+    damaged = left = 0
     for path in [store, *([truth_path(store)] if truth_path(store).exists() else [])]:
         findings = store_verify(path, decode=not quick)
         damaged += len(findings)
@@ -191,11 +192,14 @@ def verify(
             say(f"{finding.kind}: {finding.path}{unit}: {finding.detail}")
         if repair and findings:
             taken = store_repair(path, findings)
-            say(f"{path}: repaired; {len(taken)} units were taken back")
+            beyond = [finding.kind for finding in findings if finding.kind in LEFT_ALONE]
+            left += len(beyond)
+            rest = f"; {len(beyond)} findings stay as they are ({', '.join(sorted(set(beyond)))})" if beyond else ""
+            say(f"{path}: repaired; {len(taken)} units were taken back{rest}")
     say(f"{damaged} findings in {store}" if damaged else f"{store}: every record, file and chunk is sound")
     if damaged:
         say(f"next: {'' if repair else f'occflow verify --repair {store}, then '}the occflow cues command that made it")
-    raise typer.Exit(1 if damaged and not repair else 0)
+    raise typer.Exit(1 if left or (damaged and not repair) else 0)
 
 
 @app.command()

@@ -19,6 +19,8 @@ from storage.verify import verify_unit
 
 TAKEN_BACK = ("record", "missing", "size", "digest", "chunk", "value")
 """Kinds of finding that only making the unit anew puts right."""
+LEFT_ALONE = ("denied", "schema")
+"""Kinds of finding that neither repair nor the next `occflow cues` puts right."""
 
 
 def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[UnitId]:

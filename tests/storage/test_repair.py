@@ -5,7 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from occflow import app
+from storage.finding import Finding
 from storage.repair import repair
 from storage.store import CueStore, UnitId
 from storage.verify import verify, verify_unit
@@ -52,3 +55,15 @@ def test_one_unit_alone(full_store: CueStore, tiny: SimpleNamespace) -> None:
     assert [(finding.kind, finding.unit) for finding in verify_unit(full_store.path, UNIT)] == [("digest", UNIT)]
     full_store.discard(UNIT)
     assert verify_unit(full_store.path, UNIT) == []
+
+
+@pytest.mark.parametrize(("kind", "code"), [("denied", 1), ("schema", 1), ("digest", 0)])
+def test_what_repair_cannot_help_is_no_success(
+    full_store: CueStore, monkeypatch: pytest.MonkeyPatch, kind: str, code: int
+) -> None:
+    """A script goes by the exit code: what nobody could read must not pass as sound."""
+    found = [Finding(kind, full_store.path / "scenes/a/masks/table/c.1.0.0.0", "a fault", UNIT)]
+    monkeypatch.setattr("storage.verify.verify", lambda path, decode: found)
+    done = CliRunner().invoke(app, ["verify", "--repair", str(full_store.path)])
+    assert done.exit_code == code, done.output
+    assert (f"1 findings stay as they are ({kind})" in " ".join(done.output.split())) is (code == 1)
