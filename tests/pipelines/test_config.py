@@ -63,6 +63,17 @@ def test_an_override_reaches_into_a_list_of_cues_and_into_what_is_empty(tmp_path
             load_config(path, {key: 1})
 
 
+def test_a_store_below_a_variable_that_is_not_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, GOOD)
+    monkeypatch.setenv("OCCFLOW_SCRATCH", str(tmp_path))
+    assert load_config(path, {"store": "$OCCFLOW_SCRATCH/b.zarr"}).store == tmp_path / "b.zarr"
+    monkeypatch.delenv("OCCFLOW_SCRATCH")
+    for store in ("$OCCFLOW_SCRATCH/b.zarr", "${OCCFLOW_SCRATCH}/b.zarr", "s3://cues/$OCCFLOW_SCRATCH/b.zarr"):
+        with pytest.raises(ConfigError, match=r"the environment variable \$\{?OCCFLOW_SCRATCH\}? is not set here"):
+            load_config(path, {"store": store})
+    assert load_config(path, {"store": "price$9/b.zarr"}).store == Path("price$9/b.zarr")
+
+
 def test_paths_made_absolute_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("flow.pth", "bert", "car.png"):
