@@ -77,9 +77,9 @@ def deploy(
             "occflow deploy needs a Prefect server that stays: start one with `prefect server start`, then "
             "export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
-    for option, given in (("--name", name), ("--pool", pool)):
-        if not given or any(character in given for character in _NOT_IN_NAMES):
-            raise ConfigError(f"{option} {given!r}: Prefect takes no name with one of {' '.join(_NOT_IN_NAMES)} in it")
+    for option, called in (("--name", name), ("--pool", pool)):
+        if not called or any(character in called for character in _NOT_IN_NAMES):
+            raise ConfigError(f"{option} {called!r}: Prefect takes no name with one of {' '.join(_NOT_IN_NAMES)} in it")
     config = absolute(config)
     log_seen = _looked_at(config, scenes, cues)
     with quiet_prefect():
