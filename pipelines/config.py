@@ -246,7 +246,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(inner, dict):
             above = ".".join(folders[:depth])
             raise ConfigError(
-                f"{dotted} = {value!r}: {above} is {inner!r} here, which has no keys; give {above} as a whole, a mapping "
+                f"{dotted} = {value!r}: {above} is {inner!r}, which has no keys; give {above} as a whole, a mapping "
                 "of keys to values"
             )
         values[folder] = inner
