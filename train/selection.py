@@ -129,7 +129,7 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
         left_out = f"data.exclude, data.exclude_files with data.validate_on = {list(config.data.held_out)}"
         raise ConfigError(f"{left_out} leaves no keyframe of {len(names)} scene(s)")
     if not frames:
-        worst = " ".join(cue for cue in cues if missing[cue])
+        worst = ",".join(cue for cue in cues if missing[cue])
         raise CueMissing(
             f"{reader.path}: stage {stage} needs {', '.join(cues)}, and no keyframe has all of them; missing: "
             f"{dict(missing)}. Run `occflow cues <config> --cues {worst}`, or switch off what needs them."

@@ -69,6 +69,14 @@ def test_a_missing_cue_names_the_command(world, tiny_config: Make, tmp_path: Pat
         training_frames(config, 2, StoreReader(path))
 
 
+def test_the_command_for_several_missing_cues_can_be_typed_as_it_is(world, tiny_config: Make, tmp_path: Path) -> None:
+    path = world.write(tmp_path / "s.zarr")
+    for cue in ("flow_next", "masks"):
+        CueStore.open(path).discard(UnitId(cue, "a", 0))
+    with pytest.raises(CueMissing, match=r"`occflow cues <config> --cues flow_next,masks`"):
+        training_frames(tiny_config(store=path), 2, StoreReader(path))
+
+
 def test_camera_only_refuses_masks_made_from_lidar(world, tiny_config: Make, tmp_path: Path) -> None:
     path = world.write(tmp_path / "s.zarr", masks_from=("lidar",))
     training_frames(tiny_config(store=path), 2, StoreReader(path))
