@@ -31,7 +31,7 @@ from train.keeper import Keeper
 from train.module import StageModule, stage_settings
 from train.pictures import Painter
 from train.progress import Reporter
-from train.selection import frames_again, training_frames, with_repeats
+from train.selection import frames_again, require_frames, training_frames, with_repeats
 from train.speed import compile_blocks, products
 from train.start import Taken, begin_from
 from train.validate import Validator, validation_batches
@@ -81,7 +81,8 @@ def train(config: TrainConfig, *, resume: bool = False, stop: StopRequest | None
 
     Raises:
         ConfigError: `config.out` already holds a run and `resume` is false, or it holds a run of another configuration.
-        StoreError, CueMissing: the store cannot be read or lacks a cue that the configuration needs.
+        StoreError, CueMissing: the store cannot be read or lacks a cue that the configuration needs; of either stage
+            that is told before the first one begins.
         CheckpointError: a checkpoint to go on from is damaged.
         TrainingDiverged: a loss that is not finite, or too many steps in a row without a finite gradient.
     """
@@ -90,8 +91,12 @@ def train(config: TrainConfig, *, resume: bool = False, stop: StopRequest | None
         keep_freed_memory()
     network = _new_network(config)
     kept = resume and _load_untrained(config, network)
-    # Before the run's folder is made: a file that cannot be used leaves none behind.
+    stages = (1, 2) if config.ablation.two_stage else (2,)
+    # Before the run's folder is made: a file or a store that cannot be used leaves none behind.
     begun = None if kept else begin_from(network, config.start)
+    for stage in stages:
+        if not resume or find_checkpoint(config.out / f"stage{stage}") is None:
+            require_frames(config, stage, StoreReader(config.store))
     _prepare(config, resume)
     if not kept and _first_process():
         _keep_untrained(config, network, begun)
@@ -99,7 +104,7 @@ def train(config: TrainConfig, *, resume: bool = False, stop: StopRequest | None
         compile_blocks(network)
     results: list[StageResult] = []
     with nullcontext(stop) if stop is not None else stop_on_sigterm() as request:
-        for stage in (1, 2) if config.ablation.two_stage else (2,):
+        for stage in stages:
             results.append(run_stage(config, stage, network, resume=resume, stop=request))
             if not results[-1].finished:
                 break

@@ -94,8 +94,21 @@ def triangulation_cues(config: TrainConfig) -> tuple[str, ...]:
     return ("flow_next", f"flow_{config.data.backward_cue}", "masks")
 
 
-def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> list[tuple[str, int]]:
+def require_frames(config: TrainConfig, stage: int, reader: StoreReader) -> None:
+    """Refuse now what this stage would refuse when it begins, which the second one does days after the first.
+
+    Raises:
+        ConfigError, CueMissing, StoreError: as `training_frames` and `with_repeats`.
+    """
+    with_repeats(config, stage, reader, training_frames(config, stage, reader, tell=False), tell=False)
+
+
+def training_frames(
+    config: TrainConfig, stage: int, reader: StoreReader, *, tell: bool = True
+) -> list[tuple[str, int]]:
     """(scene, keyframe) pairs this stage trains on: chosen, not excluded, every cue that is needed committed.
+
+    What is left out is logged, unless `tell` is false.
 
     Raises:
         ConfigError: data.scenes matches no scene of the store, none with poses, or everything is excluded; or things
@@ -105,13 +118,13 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
     """
     marked = marked_frames(config, reader)
     patterns, excluded = config.data.scenes or ("*",), Exclusion(config.data.held_out, marked.frames)
-    if config.data.exclude_files:
+    if config.data.exclude_files and tell:
         _report_marks(config, marked)
     names = [name for name in reader.scenes() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
     if not names:
         found = ", ".join(reader.scenes()[:5]) or "none"
         raise ConfigError(f"data.scenes = {list(patterns)}: matches no scene of {reader.path}; it has: {found}")
-    names = _with_poses(names, reader)
+    names = _with_poses(names, reader, tell)
     cues = needed_cues(config, stage)
     missing: Counter[str] = Counter()
     frames, considered = [], 0
@@ -134,7 +147,7 @@ def training_frames(config: TrainConfig, stage: int, reader: StoreReader) -> lis
             f"{reader.path}: stage {stage} needs {', '.join(cues)}, and no keyframe has all of them; missing: "
             f"{dict(missing)}. Run `occflow cues <config> --cues {worst}`, or switch off what needs them."
         )
-    if missing:
+    if missing and tell:
         log.warning(
             "%d of %d keyframes left out: %s not committed", considered - len(frames), considered, dict(missing)
         )
@@ -171,10 +184,11 @@ def _require_ground_below(config: TrainConfig, stage: int, reader: StoreReader, 
 
 
 def with_repeats(
-    config: TrainConfig, stage: int, reader: StoreReader, frames: list[tuple[str, int]]
+    config: TrainConfig, stage: int, reader: StoreReader, frames: list[tuple[str, int]], *, tell: bool = True
 ) -> list[tuple[str, int]]:
     """What an epoch holds: each dynamic keyframe `data.dynamic.repeat` times in a row, the others once; `frames` as
-    they are where that is off. Keyframes without a score that holds come once, with a warning.
+    they are where that is off. Keyframes without a score that holds come once, with a warning unless `tell`
+    is false.
 
     Raises:
         ConfigError: a camera-only run, whose selection may not come from LiDAR either.
@@ -195,7 +209,7 @@ def with_repeats(
     if not scored:
         told = f", {len(motion.stale)} no longer hold, first: {motion.stale[0]}" if motion.stale else ""
         raise CueMissing(f"{path}: no score of any of {len(frames)} keyframes holds{told}; run `occflow dynamics`")
-    if len(scored) < len(frames):
+    if len(scored) < len(frames) and tell:
         log.warning(
             "%d of %d keyframes have no score in %s and come once", len(frames) - len(scored), len(frames), path
         )
@@ -203,16 +217,17 @@ def with_repeats(
         : math.ceil(dynamic.top * len(scored))
     ]
     chosen = {frame for frame in ranked if motion.frames[frame].share >= dynamic.least_share}
-    log.info("%d of %d keyframes are dynamic and come %d times", len(chosen), len(frames), dynamic.repeat)
+    if tell:
+        log.info("%d of %d keyframes are dynamic and come %d times", len(chosen), len(frames), dynamic.repeat)
     return [frame for frame in frames for _ in range(dynamic.repeat if frame in chosen else 1)]
 
 
-def _with_poses(names: list[str], reader: StoreReader) -> list[str]:
+def _with_poses(names: list[str], reader: StoreReader, tell: bool) -> list[str]:
     """The scenes whose poses are known: with the identity in their place everything would seem to stand still."""
     without = [name for name in names if "no_poses" in reader.scene(name).table.tags]
     if without and len(without) == len(names):
         raise ConfigError(f"{reader.path}: none of the {len(names)} chosen scenes has poses; set data.scenes")
-    if without:
+    if without and tell:
         log.warning("%d of %d scenes left out: no poses, first: %s", len(without), len(names), without[0])
     return [name for name in names if name not in without]
 

@@ -17,7 +17,7 @@ import train.loop
 from model.checkpoint import CheckpointError
 from model.network import OccFlow
 from occflow import app
-from storage.errors import CueMissing
+from storage.errors import CueMissing, StoreError
 from storage.store import CueStore, UnitId
 from storage.truth import truth_path
 from train.checkpoint import TrainingState, find_checkpoint, load_model, load_state, save_checkpoint
@@ -68,6 +68,25 @@ def test_scalars_have_names_and_counts(tiny_config: Make) -> None:
         assert f"stage2/rays/{name}" in names
     assert "stage1/loss/flow" not in names
     assert [event.step for event in events.Scalars("stage1/loss/total")] == [1, 2, 3]
+
+
+def test_what_the_second_stage_lacks_is_told_before_the_first_begins(
+    world: Any, tiny_config: Make, tmp_path: Path
+) -> None:
+    """The first stage may take days. Nor is a folder left behind that the next try would trip over."""
+    without_flow = world.write(tmp_path / "without_flow.zarr")
+    CueStore.open(without_flow).discard(UnitId("flow_next", "a", 0))
+    config = tiny_config(store=without_flow)
+    with pytest.raises(CueMissing, match=r"stage 2 needs .* --cues flow_next"):
+        run(config)
+    assert not config.out.exists()
+    from_lidar = tiny_config(store=world.write(tmp_path / "s.zarr", masks_from=("lidar",)), ablation={"lidar": False})
+    with pytest.raises(CueMissing, match="'masks' was made from LiDAR"):
+        run(from_lidar)
+    unscored = tiny_config(data={"dynamic": {"repeat": 3}})
+    with pytest.raises(StoreError, match="occflow dynamics"):
+        run(unscored)
+    assert not unscored.out.exists()
 
 
 ABLATIONS: list[dict[str, Any]] = [
