@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config import load_config as load_cues
 from pipelines.config import preset_names
+from pipelines.registry import build_extractor
 from storage.reader import StoreReader
 from storage.verify import verify
+from train.config import load_config as load_training
 from train.config import presets as train_presets
+from train.selection import needed_cues
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -99,6 +103,17 @@ def test_errors_are_one_paragraph(
 def test_help_names_every_preset(occflow: Run, command: str, presets: list[str]) -> None:
     shown = " ".join(occflow(command, "--help").stdout.replace("│", " ").split())
     assert f"preset: {', '.join(presets)}." in shown
+
+
+@pytest.mark.parametrize("name", sorted({*preset_names()} & {*train_presets()}))
+def test_cues_of_a_preset_are_what_training_by_the_preset_of_that_name_takes(name: str) -> None:
+    """`occflow cues NAME` ends with `occflow train NAME` as the next command."""
+    made, training = load_cues(name), load_training(name)
+    needed = {*needed_cues(training, 1), *needed_cues(training, 2)}
+    assert needed <= {*made.cues}
+    if not training.ablation.lidar and not training.data.lidar_masks:
+        from_lidar = {cue for cue in needed if "lidar" in (cue, *build_extractor(made, cue).needs)}
+        assert not from_lidar, "camera-only training refuses them"
 
 
 def test_debug_shows_the_traceback(occflow: Run) -> None:
