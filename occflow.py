@@ -11,7 +11,7 @@ import occflow_eval
 import occflow_inspect
 import occflow_store
 import occflow_weights
-from occflow_shell import ScenesOption, names, out, overrides, preset_list, refuse, say, verb
+from occflow_shell import ScenesOption, command, names, out, overrides, preset_list, refuse, say, verb
 
 # Threads that spin while they wait take the core that others need: on a busy machine a training step was seen to take
 # ten times as long. Read when torch is loaded, so it is set before.
@@ -70,7 +70,8 @@ def synth(
     values = {"preset": preset, "scenes": scenes, "keyframes": keyframes, "seed": seed, **overrides(set_ or [])}
     write_synthetic_log(folder, dataset, values, out)
     config = "demo" if dataset == "nuscenes" else dataset
-    say(f"next: occflow cues {config} --root {folder} --store {folder.parent / 'store.zarr'}")
+    store = folder.parent / "store.zarr"
+    say(f"next: {command('occflow', 'cues', config, '--root', folder, '--store', store)}")
 
 
 @app.command()
@@ -108,7 +109,8 @@ def cues(
         raise typer.Exit(130)
     trained = Path(config).stem
     trained = trained if trained in preset_list("train").split(", ") else "CONFIG"
-    say(f"next: occflow status {settings.store}    or    occflow train {trained} --set store={settings.store}")
+    look = command("occflow", "status", settings.store)
+    say(f"next: {look}    or    {command('occflow', 'train', trained, '--set', f'store={settings.store}')}")
     raise typer.Exit(1 if report.failed else 0)
 
 
@@ -142,7 +144,8 @@ def deploy(
     say(f"{done.name} at {done.server}: {when}, on work pool {done.pool}")
     if not done.log_seen:
         say(f"note: {settings.dataset.root} is not on this machine; whether it is a log, its run will tell")
-    say(f"next: prefect worker start --pool {done.pool}    and    prefect deployment run {done.name}")
+    start = command("prefect", "worker", "start", "--pool", done.pool)
+    say(f"next: {start}    and    {command('prefect', 'deployment', 'run', done.name)}")
 
 
 @app.command()
@@ -155,17 +158,17 @@ def status(
     from storage.status import store_status
 
     found = store_status(store)
-    occflow_store.show_status(found, every)
+    occflow_store.show_status(found, every, store)
     rows = [*found.rows, *found.truth]
     incomplete = sum(row.wanting for row in rows)
     total = f"{sum(row.bytes for row in rows) / 1e6:.1f} MB"
     say(f"{len({row.scene for row in found.rows})} scenes, {total}, {incomplete} cues incomplete: {store}")
     if any(row.state == "damaged" for row in rows):
-        say(f"next: occflow verify --repair {store}, then the occflow cues command that made it")
+        say(f"next: {command('occflow', 'verify', '--repair', store)}, then the occflow cues command that made it")
     elif incomplete and not (found.run is not None and found.run.runs):
         say("next: the occflow cues command that made it goes on")
     else:
-        say(f"next: occflow verify {store}")
+        say(f"next: {command('occflow', 'verify', store)}")
 
 
 @app.command()
@@ -198,7 +201,8 @@ def verify(
             say(f"{path}: repaired; {len(taken)} units were taken back{rest}")
     say(f"{damaged} findings in {store}" if damaged else f"{store}: every record, file and chunk is sound")
     if damaged:
-        say(f"next: {'' if repair else f'occflow verify --repair {store}, then '}the occflow cues command that made it")
+        first = "" if repair else f"{command('occflow', 'verify', '--repair', store)}, then "
+        say(f"next: {first}the occflow cues command that made it")
     raise typer.Exit(1 if left or (damaged and not repair) else 0)
 
 
@@ -223,7 +227,7 @@ def train(
     if not result.finished:
         tell("stopped early; next: the same command with --resume")
         raise typer.Exit(143)
-    tell(f"next: occflow eval {result.checkpoint} {settings.store}")
+    tell(f"next: {command('occflow', 'eval', result.checkpoint, settings.store)}")
 
 
 app.command("inspect")(occflow_inspect.inspect)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from occflow_eval import METRICS, chief_figures, evaluate_checkpoint
-from occflow_shell import say
+from occflow_shell import command, say
 
 STAGES = ("untrained", "stage1", "stage2")
 
@@ -85,7 +85,8 @@ def run(folder: Path, console: Console, fresh: bool = False, size: Size | None =
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     show(results, console)
     say(f"{folder / 'results.json'}, {folder / 'report.html'}", console)
-    say(f"next: open {folder / 'report.html'}, or occflow status {folder / 'store.zarr'}", console)
+    look = command("occflow", "status", folder / "store.zarr")
+    say(f"next: {command('open', folder / 'report.html')}, or {look}", console)
     return results
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from occflow_shell import CommandError, ScenesOption, names, out, refuse, say, verb
+from occflow_shell import CommandError, ScenesOption, command, names, out, refuse, say, verb
 
 ThresholdOption = Annotated[float | None, typer.Option(help="Occupied where sdf <= this many metres.")]
 
@@ -86,7 +86,7 @@ def evaluate(
         same: dict[str, Any] = {key: options[key] for key in ("keyframes", "exclude")}
         say(str(compare_checkpoints(results, store, names(scenes), folder, pictures, **same)))
     say(f"{folder / 'results.json'}, {folder / 'report.html'}")
-    say(f"next: open {folder / 'report.html'}, or occflow predict {checkpoint} {store}")
+    say(f"next: {command('open', folder / 'report.html')}, or {command('occflow', 'predict', checkpoint, store)}")
 
 
 @verb
@@ -123,7 +123,7 @@ def predict(
             say(str(film(predictor.model, store, scene, folder / f"{scene}.{video}", threshold=threshold)))
     say(f"{count} keyframes, {predictor.rate:.2f} per second, occupied where sdf <= {predictor.threshold:g} m")
     say(f"{folder}")
-    say(f"next: occflow eval {checkpoint} {store}")
+    say(f"next: {command('occflow', 'eval', checkpoint, store)}")
 
 
 @verb
@@ -149,7 +149,10 @@ def dynamics(
     shares = sorted(frame.share for frame in frames)
     middle = shares[len(shares) // 2]
     say(f"{len(frames)} keyframes, share of moving points: median {middle:.2%}, most {shares[-1]:.2%}")
-    say(f"{path}; next: occflow train CONFIG --set store={store} --set data.dynamic.repeat=3")
+    words = ["--set", f"store={store}", "--set", "data.dynamic.repeat=3"]
+    if file is not None:  # elsewhere than training looks by itself
+        words += ["--set", f"data.dynamic.scores={file}"]
+    say(f"{path}; next: {command('occflow', 'train', 'CONFIG', *words)}")
 
 
 def evaluate_checkpoint(

@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from occflow_shell import CommandError, names, out, refuse, say, verb
+from occflow_shell import CommandError, command, names, out, refuse, say, verb
 
 HOST, PORT = "127.0.0.1", 8765
 """Where a page is served unless told otherwise."""
@@ -79,14 +79,14 @@ def inspect(
     if rrd is not None:
         with _bar("record") as tick:
             paths = export_recordings(made.inspection.inspector, made.inspection.frames, rrd, tick)
-        say(f"{len(paths)} recordings in {rrd}; next: rerun {paths[0]}")
+        say(f"{len(paths)} recordings in {rrd}; next: {command('rerun', paths[0])}")
     if exclude is not None:
         _exclude(made.inspection, exclude)
     say(f"{made.page}, {made.twin}")
     if serve:
         _serve(made, folder, *address)
         return
-    say(f"next: open {made.page}, or occflow inspect {store} --serve")
+    say(f"next: {command('open', made.page)}, or {command('occflow', 'inspect', store, '--serve')}")
 
 
 def _require_folder(option: str, folder: Path) -> None:
@@ -155,7 +155,7 @@ def _exclude(found: Any, path: Path) -> None:
     say(f"{len(marks)} keyframes excluded by checks, {kept} -> {path}")
     if gone:
         say(f"{gone} earlier marks by checks are gone: their keyframes are not in this sample; --all judges every one")
-    say(f"next: occflow train CONFIG --set data.exclude_files=[{path}]")
+    say(f"next: {command('occflow', 'train', 'CONFIG', '--set', f'data.exclude_files=[{path}]')}")
 
 
 def _marks(path: Path) -> list[Any]:

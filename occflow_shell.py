@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
@@ -85,6 +86,11 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
 def say(line: str, console: Console = out) -> None:
     """One line on standard output, as it is: not wrapped, no markup, so that paths can be copied."""
     console.print(line, markup=False, soft_wrap=True)
+
+
+def command(*words: object) -> str:
+    """A command as a shell takes it: a path with a space in it stays one word."""
+    return shlex.join(str(word) for word in words)
 
 
 def refuse(options: dict[str, Any], why: str) -> None:

@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from occflow_shell import CommandError, names, out, say, verb
+from occflow_shell import CommandError, command, names, out, say, verb
 
 app = typer.Typer(help="Copy stores or parts of them, and tidy them up.", no_args_is_help=True)
 _LINES = 20
@@ -84,7 +84,8 @@ def prune(
                 say(f"left alone: {item.path}: {item.why}")
         done = "would be removed" if dry_run else "removed"
         say(f"{path}: {len(gone)} files, {sum(item.bytes for item in gone) / 1e6:.1f} MB {done}")
-    say(f"next: occflow {'store prune' if dry_run else 'verify'} {store}")
+    words = ("store", "prune", store, *(["--truth"] if truth else [])) if dry_run else ("verify", store)
+    say(f"next: {command('occflow', *words)}")
 
 
 def _require_truth(store: str) -> None:
@@ -124,7 +125,8 @@ def _transfer(source: str, destination: str, truth: bool, workers: int, dry_run:
     if dry_run:
         say("next: the same command without --dry-run")
     else:
-        say(f"next: occflow verify {destination}" if not damaged else f"next: occflow verify --repair {source}")
+        words = ("verify", "--repair", source) if damaged else ("verify", destination)
+        say(f"next: {command('occflow', *words)}")
     raise typer.Exit(1 if damaged else 0)
 
 
@@ -148,8 +150,8 @@ class _Bar:
         self.bar.stop()
 
 
-def show_status(found: Any, every: bool) -> None:
-    """A storage.status.StoreStatus: the run, then every scene and cue, or sums by cue and the scenes to look at."""
+def show_status(found: Any, every: bool, store: str) -> None:
+    """The StoreStatus of `store`: the run, then every scene and cue, or sums by cue and the scenes to look at."""
     if found.run is not None:
         say(_run_line(found.run))
     labelled = [*(("", row) for row in found.rows), *(("truth ", row) for row in found.truth)]
@@ -177,7 +179,7 @@ def show_status(found: Any, every: bool) -> None:
     if wanting:
         _show_rows(wanting[:_LINES])
     if len(wanting) > _LINES:
-        say(f"and {len(wanting) - _LINES} more; all of them: occflow status --all")
+        say(f"and {len(wanting) - _LINES} more; all of them: {command('occflow', 'status', store, '--all')}")
 
 
 _STATES = ("complete", "partial", "missing", "damaged")

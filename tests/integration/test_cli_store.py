@@ -49,6 +49,7 @@ def test_copy_subset_prune_status(occflow: Run, filled: Path, config_file: Path)
     dry = occflow("store", "prune", part, "--dry-run")
     assert "c.9.0.0: no commit record names it (5 bytes)" in dry.stdout
     assert "1 files, 0.0 MB would be removed" in dry.stdout
+    assert f"next: occflow store prune {part}\n" in dry.stdout
     assert "1 files, 0.0 MB removed" in occflow("store", "prune", part).stdout
     assert verify(part) == []
 
@@ -84,7 +85,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[StoreStatus, bool], str]
         console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
         monkeypatch.setattr(occflow_store, "out", console)
         monkeypatch.setattr(occflow_store, "say", console.print)
-        occflow_store.show_status(found, every)
+        occflow_store.show_status(found, every, "my stores/s.zarr")
         console.file.close()
         return console.export_text()
 
@@ -109,7 +110,9 @@ def test_a_large_store_is_summed_up(shown: Callable[..., str]) -> None:
     assert "s008" not in text
     assert shown(StoreStatus(rows, [], None), True).count("s0") == 200
     rows = [replace(row, state="partial") for row in rows]
-    assert "and 80 more" in shown(StoreStatus(rows[:100], [], None))
+    assert "and 80 more; all of them: occflow status 'my stores/s.zarr' --all" in shown(
+        StoreStatus(rows[:100], [], None)
+    )
 
 
 @pytest.mark.parametrize(

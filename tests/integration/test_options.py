@@ -38,6 +38,19 @@ def test_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: l
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("options", "told"), [([], ""), (["--truth"], " --truth")])
+def test_the_next_command_is_one_that_a_shell_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], told: str
+) -> None:
+    """As printed: a path with a space is one word, and pruning does what was looked at."""
+    monkeypatch.setattr("storage.prune.prune", lambda path, dry_run: [])
+    store = tmp_path / "my logs" / "s.zarr"
+    (store.parent / "s.truth.zarr").mkdir(parents=True)
+    done = CliRunner().invoke(app, ["store", "prune", str(store), "--dry-run", *options])
+    assert done.exit_code == 0, done.output
+    assert f"next: occflow store prune '{store}'{told}\n" in done.output
+
+
 def test_a_prefect_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     told = r"PREFECT_API_URL=http://127\.0\.0\.1:9/api: no Prefect server.*unset"

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from occflow import app
 from storage.dynamics import FrameMotion, current_motion, dynamics_path, read_dynamics, write_dynamics
 from storage.errors import CueMissing, StoreError
 from storage.layout import UnitId
@@ -67,6 +69,14 @@ def test_scores_of_a_moving_and_of_a_still_world(make_world: Any, tmp_path: Path
         assert frame.points > 10 * frame.moving
     # At the outline of the box, which the LiDAR sees from higher up, a point may take its neighbour's flow.
     assert sum(f.moving for f in score_store(StoreReader(still), rule=RULE)) <= 2 < sum(f.moving for f in frames) / 20
+
+
+def test_the_next_command_names_scores_that_lie_elsewhere(tiny_store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my scores.json"
+    done = CliRunner().invoke(app, ["dynamics", str(tiny_store), "--out", str(file)])
+    assert done.exit_code == 0, done.output
+    words = f"--set store={tiny_store} --set data.dynamic.repeat=3 --set 'data.dynamic.scores={file}'"
+    assert f"next: occflow train CONFIG {words}\n" in done.output
 
 
 def test_scores_of_a_store_without_the_cues(tmp_path: Path, make_world: Any) -> None:
