@@ -65,7 +65,7 @@ class NuScenesLog:
         without_tags: Sequence[str] = (),
     ) -> None:
         self.root = Path(root)
-        self.version = version or _only_version(self.root)
+        self.version = _present_version(self.root, version) if version else _only_version(self.root)
         self.tables = self.root / self.version
         self.notes: list[str] = []
         self._sweeps = sweeps
@@ -177,6 +177,17 @@ class NuScenesLog:
     def _some_names(self) -> str:
         names = [row.name for row in self._scene_rows]
         return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _present_version(root: Path, version: str) -> str:
+    """`version`, unless it has no table folder here and others do."""
+    there = sorted(path.parent.name for path in root.glob("v1.0*/scene.json"))
+    if there and not (root / version).exists():
+        raise DataError(
+            f"{root / version}: no such table folder, but there is {', '.join(there)}: set version (--set "
+            f"dataset.version={there[0]}), or unpack the tables of {version}"
+        )
+    return version
 
 
 def _only_version(root: Path) -> str:

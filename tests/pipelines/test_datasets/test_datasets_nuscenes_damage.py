@@ -146,6 +146,9 @@ def test_which_version(tiny_nuscenes: Any) -> None:
     with pytest.raises(DataError, match=r"v1\.0-mini, v1\.0-test.*version"):
         NuScenesLog(root)
     assert NuScenesLog(root, version="v1.0-test").scene_names() == ["scene-0061", "scene-0103"]
+    # What the preset `nuscenes` asks for, where only the mini set was unpacked.
+    with pytest.raises(DataError, match=r"v1\.0-trainval: no such table folder.*--set dataset\.version=v1\.0-mini"):
+        NuScenesLog(root, version="v1.0-trainval")
     with pytest.raises(DataError, match=r"no v1\.0"):
         NuScenesLog(root / "samples")
 
