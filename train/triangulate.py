@@ -85,8 +85,9 @@ def triangulate(
     """Depth of the pixels at which the cues together know one.
 
     Minimises, by Gauss-Newton in the logarithm of the depth, the squares of landed - seen - cue over all cues that the
-    pixel has, each counting by its weight: a cue of weight 1/4 is one with twice the likely error. Left out: pixels
-    whose cues do not fit (WORST_FIT_WIDTHS), that know little (SURE), or whose depth has no sense.
+    pixel has, each counting by its weight: a cue of weight 1/4 is one with twice the likely error, one of weight 0 is
+    none. Left out: pixels whose cues do not fit (WORST_FIT_WIDTHS), that know little (SURE), or whose depth has no
+    sense.
     """
     width = still.shape[1]
     noise = NOISE_WIDTHS * width
@@ -94,8 +95,9 @@ def triangulate(
     seen = np.column_stack([columns, rows]) + 0.5
     along = camera_directions(K, seen)
     goals = [seen + t.flow[:, rows, columns].T.astype(np.float64) / FLOW_SCALE for t in towards]
-    known = [t.known[rows, columns] for t in towards]
     weights = [1.0 if t.weight is None else t.weight[rows, columns].astype(np.float64) for t in towards]
+    # What counts for nothing tells nothing, not even that the cues do not fit.
+    known = [t.known[rows, columns] & (weight > 0) for t, weight in zip(towards, weights, strict=True)]
     lines = [_line(t, ref_from_cam, along) for t in towards]
     depth = _first_guess(lines, goals, known, towards, weights)
 
