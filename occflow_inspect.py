@@ -86,7 +86,8 @@ def inspect(
     if serve:
         _serve(made, folder, *address)
         return
-    say(f"next: {command('open', made.page)}, or {command('occflow', 'inspect', store, '--serve')}")
+    elsewhere = [] if out_dir is None else ["--out", out_dir]
+    say(f"next: {command('open', made.page)}, or {command('occflow', 'inspect', store, *elsewhere, '--serve')}")
 
 
 def _require_folder(option: str, folder: Path) -> None:

@@ -49,8 +49,8 @@ class DynamicConfig(Section):
 
 class LocalityConfig(Section):
     """Near keyframes close together in an epoch, so that a frame that several samples share is decoded once
-    (`train.order`). `data.cache_mb` must hold the images of lanes x block keyframes; what one sample alone reads is
-    then not kept."""
+    (`train.order`). `data.cache_mb` must hold the images of lanes x (block + 3) keyframes, those beside a block among
+    them; what one sample alone reads is then not kept."""
 
     block: NonNegativeInt = 0
     """Keyframes of a scene in a row that are drawn at about the same time, in random order; 0: all are mixed."""

@@ -56,7 +56,8 @@ def read_image(path: Path, expected: tuple[int, int] | None = None) -> UInt8[np.
         expected: (height, width) that the calibration was made for, checked when given.
 
     Raises:
-        DataError: missing, empty, truncated or undecodable file, or another size than `expected`.
+        DataError: missing, empty, truncated or undecodable file, one of more than 8 bits of grey, or another size than
+            `expected`.
     """
     with _opened(path, path, file_size(path, "image")) as image:
         pixels = np.array(image.convert("RGB"))
@@ -86,7 +87,14 @@ def _opened(path: Path, source: Path | BytesIO, size: int) -> Iterator["PIL.Imag
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(source) as image:
+            if image.mode.startswith(("I", "F")):  # PIL would make white of all that is above 255
+                raise DataError(
+                    f"{path}: grey values of {'32' if image.mode in ('I', 'F') else '16'} bits (mode {image.mode}), "
+                    "expected 8 bits; save the images with 8 bits a channel"
+                )
             yield image
+    except DataError:
+        raise
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: truncated or damaged image ({size} bytes: {error}); {GET_IT_AGAIN}") from error
 

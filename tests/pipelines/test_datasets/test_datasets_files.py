@@ -44,6 +44,15 @@ def test_grey_images_get_three_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.full((4, 6, 3), 77))
 
 
+def test_grey_images_of_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 6), 30_000, np.uint16)).save(path)
+    with pytest.raises(DataError, match=r"^[^:]*deep\.png: grey values of 16 bits .*, expected 8 bits"):
+        read_image(path)
+    with pytest.raises(DataError, match="expected 8 bits"):
+        check_image(path, path.read_bytes(), (4, 6))
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.9, 0.99])
 @pytest.mark.parametrize("tolerant", [False, True])
