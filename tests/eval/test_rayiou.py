@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from eval.protocols import OPENOCC_CLASSES, PROTOCOLS, RayProtocol, free_index
-from eval.rayiou import RayIoU
+from eval.raycast import Hits
+from eval.rayiou import RayIoU, TruthRays
 from geometry.grid import NUSCENES_GRID, VoxelGrid
 
 LINE = VoxelGrid((0.0, 0.0, 0.0), (20.0, 1.0, 1.0), (20, 1, 1))
@@ -136,6 +137,29 @@ def test_geometry_frees_the_top_and_the_border_in_both() -> None:
     predicted[150] = False  # the prediction's border wall must not count either: the ray leaves at 40 m
     hits = metric.update(rays, predicted)
     assert hits.distance[0] == pytest.approx(40.0)
+
+
+def test_the_first_voxel_is_a_hit_and_only_a_miss_names_nothing() -> None:
+    """Flat index 0 is a voxel like any other; classes are the prediction's, the truth's, or one, by the protocol."""
+    semantics = np.full(NUSCENES_GRID.shape, 16, dtype=np.uint8)
+    semantics.reshape(-1)[[0, 5]] = 3, 7
+    truth = TruthRays(
+        np.zeros((1, 3)), np.eye(3), (np.zeros(3, int), np.arange(3)), np.array([4, 5, 6]),
+        Hits(np.array([0, 0, 0]), np.full(3, 9.0)),
+    )  # fmt: skip
+    hits = Hits(np.array([0, -1, 5]), np.full(3, 9.0))
+    for name, named in (("openocc", [3, 16, 7]), ("semantickitti", [4, 16, 6]), ("geometry", [4, 5, 6])):
+        found = RayIoU(name, NUSCENES_GRID, OPENOCC_CLASSES).predicted_category(truth, hits, semantics)
+        assert found.tolist() == named, name
+
+
+def test_classes_beyond_the_list_are_no_predictions_and_frames_are_counted() -> None:
+    metric = RayIoU("openocc", NUSCENES_GRID, OPENOCC_CLASSES)
+    for named in ([0, 16, 255, -1], [0, 0, 17, 0]):
+        metric.count(np.array([0, 0, 0, 0]), np.full(4, 5.0), np.array(named), np.full(4, 5.0))
+    assert metric.frames == 2
+    assert metric.predicted.tolist() == [4, *[0] * 16]
+    assert metric.true_positive[:, 0].tolist() == [4, 4, 4]
 
 
 def test_merging_is_pooling() -> None:

@@ -24,7 +24,7 @@ def random_volumes(seed: int) -> Volumes:
     rng = np.random.default_rng(seed)
     shape = (6, 5, 4)
     semantics = rng.choice([CAR, BUS, BICYCLE, PEDESTRIAN, ROAD, 9, FREE, UNKNOWN], shape).astype(np.uint8)
-    true_flow = rng.choice([0.0, 0.3, 0.4, 3.0, 19.9, 20.0, 45.0, np.nan], (*shape, 2)).astype(np.float32)
+    true_flow = rng.choice([0.0, 0.0, 0.0, 0.3, 0.4, 3.0, 19.9, 20.0, 45.0, np.nan], (*shape, 2)).astype(np.float32)
     return rng.random(shape) < 0.7, rng.normal(size=(*shape, 2)).astype(np.float32), semantics, true_flow
 
 
@@ -109,6 +109,16 @@ def test_against_slow_versions(seed: int) -> None:
     assert len(by_class) == 5
     wanted = np.mean([np.mean(values) for values in by_class.values()])
     assert buckets.compute()["dynamic_normalised_epe"] == pytest.approx(wanted)
+    for group, shown in buckets.compute()["per_class"].items():
+        still = [error for error, _ in cells.get((group, 0), [])]
+        assert shown["static_voxels"] == len(still)
+        assert shown["static_epe"] == pytest.approx(np.mean(still) if still else np.nan, nan_ok=True)
+        moving = {bucket: rows for (name, bucket), rows in sorted(cells.items()) if name == group and bucket}
+        assert shown["dynamic_voxels"] == sum(len(rows) for rows in moving.values())
+        assert [row["voxels"] for row in shown["buckets"]] == [len(rows) for rows in moving.values()]
+        for row, (bucket, rows) in zip(shown["buckets"], moving.items(), strict=True):
+            assert row["from_m_s"] == pytest.approx(BUCKET_EDGES[bucket])
+            assert row["normalised_epe"] == pytest.approx(np.mean([r[0] for r in rows]) / np.mean([r[1] for r in rows]))
 
 
 @pytest.mark.parametrize("kind", [ThreeWayError, BucketedError])
