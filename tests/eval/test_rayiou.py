@@ -162,6 +162,14 @@ def test_classes_beyond_the_list_are_no_predictions_and_frames_are_counted() -> 
     assert metric.true_positive[:, 0].tolist() == [4, 4, 4]
 
 
+def test_distances_in_half_precision_change_what_is_near() -> None:
+    """Above 32 m float16 has steps of 1/32 m: 41.99 and 40 m are 1.99 m apart, and 2 m once they are rounded."""
+    for half, near in ((False, 1), (True, 0)):
+        metric = RayIoU(PLAIN, LINE, OPENOCC_CLASSES, half=half)
+        metric.count(np.array([CAR]), np.array([40.0]), np.array([CAR]), np.array([41.99]))
+        assert metric.true_positive[:, CAR].tolist() == [0, near, 1]
+
+
 def test_merging_is_pooling() -> None:
     rng = np.random.default_rng(1)
     pairs = [(line(int(a), int(c)), line(int(b))) for a, b, c in rng.integers(1, 16, (12, 3))]
