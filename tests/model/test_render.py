@@ -49,6 +49,23 @@ def test_samples_run_from_the_origin_to_the_exit_with_one_shift_per_ray() -> Non
     assert edges[0, 1].tolist() == pytest.approx([14.0, 18.0, 22.0, 26.0])
 
 
+def test_samples_lie_in_the_middle_unless_told_otherwise() -> None:
+    ray = torch.zeros(1, 1, 3), torch.tensor([[[1.0, 0.0, 0.0]]])
+    edges, _ = sample_edges(GRID, *ray, samples=3)
+    assert edges[0, 0].tolist() == pytest.approx([1.0, 3.0, 5.0, 7.0])
+    rays = _renderer("consecutive", samples=3)(_wall(2.5), *ray)
+    assert rays.distances[0, 0].tolist() == pytest.approx([2.0, 4.0, 6.0])
+    assert rays.sdf[0, 0].tolist() == pytest.approx([0.5, -1.5, -3.5], abs=1e-5)
+
+
+def test_a_veil_has_the_whole_motion_of_what_it_is_made_of() -> None:
+    """Rendered motion is a mean, not a share: matter that holds half of the light moves as fast as a wall does."""
+    fields = _wall(8.2, (1.5, -0.5))  # behind the volume: a little light ends before its exit
+    rays = _renderer("consecutive")(fields, torch.zeros(1, 1, 3), torch.tensor([[[1.0, 0.0, 0.0]]]))
+    assert 1e-3 < rays.opacity.item() < 0.5
+    torch.testing.assert_close(rays.mean_flow(), torch.tensor([[[1.5, -0.5]]]))
+
+
 def test_rays_without_a_sample_in_the_volume_are_flagged_and_harmless() -> None:
     fields = _wall(2.5)
     fields.sdf.requires_grad_()
@@ -96,6 +113,11 @@ def test_annealing_follows_the_step() -> None:
     start, half, end = (renderer(flat, *args[1:], step=step).opacity.item() for step in (0, 50, 100))
     assert start > half > end == pytest.approx(0.0, abs=1e-6)
     assert renderer(flat, *args[1:], step=10_000).opacity.item() == end
+    grazed = torch.zeros(1, 1, 3), torch.nn.functional.normalize(torch.tensor([[[0.2, 1.0, 0.0]]]), dim=-1)
+    half, end, later, done = (renderer(_wall(2.5), *grazed, step=step).weights for step in (50, 100, 150, None))
+    assert not torch.allclose(half, end, atol=1e-3)
+    torch.testing.assert_close(later, end, rtol=0, atol=0)
+    torch.testing.assert_close(done, end, rtol=0, atol=0)
 
 
 def test_a_view_has_the_plane_at_constant_camera_depth(look: Callable[..., Tensor]) -> None:
