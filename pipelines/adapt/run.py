@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.adapt.collect import CollectSettings, collect_pairs
 from pipelines.adapt.loop import RESULT, AdaptSettings, adapt, split
 from pipelines.adapt.pairs import MADE_FROM, FramePairs
-from pipelines.config import ConfigError, CuesConfig, closest
+from pipelines.config import ConfigError, CuesConfig, closest, json_digest
 from pipelines.cues.devices import pick_device
 from pipelines.cues.unimatch.weights import load_network
 from pipelines.schedule import stop_on_signals
@@ -134,6 +134,9 @@ def _pairs(
         if kept == mark:
             return FramePairs.open(folder)
         if resume:
+            facts = [config.dataset.model_dump(mode="json"), config.truth, scenes, asdict(collect), multiple]
+            if kept == json_digest(facts):  # all that earlier versions kept
+                return FramePairs.open(folder)
             raise ConfigError(f"{marked}: {_differences(kept, mark)}; resume with what it was, or name another --out")
     bench = Workbench(config)
     names = bench.scene_names(scenes)

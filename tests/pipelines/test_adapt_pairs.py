@@ -1,5 +1,7 @@
 """Folders of frame pairs: whole or refused, never a mixture; images of several sizes; what a resumed run takes."""
 
+import hashlib
+import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -188,6 +190,23 @@ def test_a_resumed_run_takes_its_own_pairs_or_none(
     (out / "pairs" / "made_from").write_text("0a1b2c")
     with pytest.raises(ConfigError, match="holds '0a1b2c', not what pairs are made from"):
         fine_tune(cues_config(), str(tiny_weights), out, ("00",), "cpu", values, resume=True)
+
+
+def test_a_run_of_an_earlier_version_goes_on(
+    cues_config: Callable[..., CuesConfig], tiny_weights: Path, tmp_path: Path
+) -> None:
+    """Its mark is a digest of dataset, truth, scenes, settings and multiple; here worked out anew."""
+    config, out, values = cues_config(), tmp_path / "out", {"steps": 1, "max_width": 96, "held_out": 3}
+    fine_tune(config, str(tiny_weights), out, ("00",), "cpu", values, tell=lambda line: None)
+    marked, images = out / "pairs" / "made_from", out / "pairs" / "images.npy"
+    facts = [config.dataset.model_dump(mode="json"), config.truth, ["00"]]
+    facts += [{"between": "keyframes", "max_width": 96, "limit": 2000}, TINY.multiple]
+    marked.write_text(hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
+    before = images.stat().st_ino
+    fine_tune(config, str(tiny_weights), out, ("00",), "cpu", values, resume=True, tell=lambda line: None)
+    assert images.stat().st_ino == before
+    with pytest.raises(ConfigError, match="not what pairs are made from"):
+        fine_tune(config, str(tiny_weights), out, ("01",), "cpu", values, resume=True)
 
 
 def test_that_nothing_is_measured_is_said(
