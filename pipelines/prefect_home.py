@@ -8,6 +8,7 @@ import importlib
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -103,6 +104,8 @@ def _require_answer(url: str) -> None:
             raise refused(url, error.code) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
+        if isinstance(why, ssl.SSLCertVerificationError):
+            return  # Prefect may trust it: PREFECT_API_SSL_CERT_FILE, PREFECT_API_TLS_INSECURE_SKIP_VERIFY
         raise PrefectError(
             f"PREFECT_API_URL={url}: no Prefect server answers there ({why}). Start it (`prefect server start`), or "
             "unset PREFECT_API_URL: then a temporary one is started. --runner plain needs none."
