@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from geometry.cameras import camera_directions, pixel_centres
 from geometry.transforms import rotate_vectors
+from pipelines.config import ConfigError
 from pipelines.cues.base import ImageSizes
 from pipelines.cues.depth_bounds import DepthBounds
 from pipelines.cues.motion_witnesses import Witness
@@ -64,7 +65,7 @@ def road_bounds(image: CameraImage, witness: Witness, sizes: ImageSizes, rule: R
     """Bounds on inverse depth from the road and, column by column, from where things meet it. Height is unknown.
 
     Raises:
-        ValueError: the camera is not above the road.
+        ConfigError: the camera is not above the road.
     """
     _, height, width = witness.flow.shape
     uv = pixel_centres(height, width).reshape(-1, 2)
@@ -72,7 +73,7 @@ def road_bounds(image: CameraImage, witness: Witness, sizes: ImageSizes, rule: R
     rays = rotate_vectors(image.ego_from_cam, camera_directions(K, uv)).reshape(height, width, 3)
     above = image.ego_from_cam[2, 3] - rule.ground_z
     if above <= 0:
-        raise ValueError(
+        raise ConfigError(
             f"camera {image.channel} is at z = {image.ego_from_cam[2, 3]:g} m of the ego frame and the road at "
             f"{rule.ground_z:g} m: expected the road below the camera; set masks.road.ground_z to the road's height "
             f"(about {GROUND_Z['kitti_mot']:g} where the ego frame is the LiDAR's on the roof)"

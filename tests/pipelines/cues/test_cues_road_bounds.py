@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from geometry.cameras import camera_directions, pixel_centres
+from pipelines.config import ConfigError
 from pipelines.cues.base import ImageSizes
 from pipelines.cues.motion_witnesses import Witness
 from pipelines.cues.road_bounds import GROUND_Z, RoadRule, road_bounds
@@ -45,5 +46,5 @@ def test_a_road_above_the_camera_is_refused(flat_world: Callable[..., Any], heig
     first, second = pair_of(flat_world, height)
     witness = Witness(np.zeros((2, 48, 80), np.float32), second)
     told = rf"camera CAM is at z = {height:g} m .* the road at 0 m: expected .* masks\.road\.ground_z"
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ConfigError, match=told):
         road_bounds(first, witness, SIZES, RoadRule())
