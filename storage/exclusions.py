@@ -22,8 +22,9 @@ TABLE = "init"
 """Key of the scene table's digest among fingerprints."""
 ABSENT = ""
 """Fingerprint of a cue that is not committed: its coming is a change."""
-PRESENCE = "check:coverage"
-"""Author of marks on keyframes that lack cues; alone or before other checks, `check:coverage,frozen`."""
+BY_CHECKS, PRESENCE = "check:", "coverage"
+"""How the author of marks by checks begins, and the check that marks keyframes which lack cues. Several stand with
+commas between, in any order: `check:camera_offset,coverage`."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def changed_since(scene: SceneReader, t: int, marks: Mapping[str, str]) -> list[
 def _untold(frame: ExcludedFrame) -> bool:
     """Whether a mark on a keyframe that lacks cues keeps no word of some: marks of earlier versions named the scene's
     table alone, and held although all that was missing had come."""
-    return f"{frame.by},".startswith(f"{PRESENCE},") and not frame.fingerprints.keys() >= CUES.keys()
+    checks = frame.by.removeprefix(BY_CHECKS).split(",") if frame.by.startswith(BY_CHECKS) else []
+    return PRESENCE in checks and not frame.fingerprints.keys() >= CUES.keys()
 
 
 def _place(scene: SceneReader, frame: ExcludedFrame) -> int | None:

@@ -98,7 +98,8 @@ def test_marks_of_earlier_versions(full_store: CueStore) -> None:
     assert set(table) == {"init"}
     for by in ("reviewer", "check:pose_jump", "check:coverage_of_another_kind"):
         assert excluded_frames(reader, [ExcludedFrame("a", 1, by=by, fingerprints=table)]).frames == {("a", 1)}
-    for by, known in (("check:coverage", table), ("check:coverage,frozen", table), ("check:coverage", {})):
+    several = [(f"check:{names}", table) for names in ("coverage,frozen", "camera_offset,coverage")]
+    for by, known in (("check:coverage", table), ("check:coverage", {}), *several):
         found = excluded_frames(reader, [ExcludedFrame("a", 1, by=by, fingerprints=known)])
         assert (found.frames, len(found.stale)) == (frozenset(), 1)
         assert "which cues were missing" in found.stale[0]
