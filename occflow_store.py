@@ -106,12 +106,14 @@ def _transfer(source: str, destination: str, truth: bool, workers: int, dry_run:
         _require_truth(source)
         every_cue = options | {"cues": None, "upstream": False}
         pairs.append((truth_path(source), truth_path(destination), every_cue))
-    damaged: dict[Any, str] = {}
-    for here, there, selection in pairs:
-        plan = plan_transfer(here, there, **selection)
+    # What cannot be done is told before the first copy, which may take hours.
+    plans = [(here, there, plan_transfer(here, there, **selection)) for here, there, selection in pairs]
+    for _, there, plan in plans:
         for note in plan.notes:
             say(f"note: {note}")
         check_space(plan, there)
+    damaged: dict[Any, str] = {}
+    for here, there, plan in plans:
         if dry_run:
             damaged |= plan.damaged
             say(f"{len(plan.copy)} units ({plan.bytes / 1e6:.1f} MB) to copy, {len(plan.present)} there: {there}")

@@ -77,6 +77,18 @@ def test_damage_is_told_and_the_rest_is_copied(occflow: Run, filled: Path) -> No
     assert "units copied" not in refused.stdout, "told before anything is copied"
 
 
+def test_truth_that_cannot_be_copied_is_told_before_the_cues_are(occflow: Run, filled: Path) -> None:
+    """Any store will do for the truth's: here it lacks the scene that is asked for."""
+    assert occflow("store", "subset", filled, truth_path(filled), "--scenes", "00").returncode == 0
+    target = filled.with_name("part.zarr")
+    refused = occflow("store", "subset", filled, target, "--scenes", "01", "--truth")
+    assert refused.returncode == 1
+    assert f"{truth_path(filled)}: no scene '01'" in refused.stderr
+    assert not target.exists()
+    assert occflow("store", "subset", filled, target, "--scenes", "00", "--truth").returncode == 0
+    assert (verify(target), verify(truth_path(target))) == ([], [])
+
+
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[StoreStatus, bool], str]:
     """What `status` prints."""
