@@ -58,12 +58,15 @@ def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[U
 def _put_right(store: CueStore, unit: UnitId) -> bool:
     """Restore a unit's metadata; False where more of it is lost, and it was taken back. A unit that was made anew since
     it was found damaged, or that is gone, is left alone."""
+    looked_at = read_sound_record(store.path, unit)
     found = verify_unit(store.path, unit)
     lost = any(finding.kind in TAKEN_BACK for finding in found)
     for finding in found:
         if finding.kind == "metadata" and not lost:
             record = read_sound_record(store.path, unit)
             lost = record is None or not _restore_metadata(store, record, _key(store.path, finding.path))
+    # A rebuild that was published while it was looked at takes the files away that were being read.
+    lost = lost and read_sound_record(store.path, unit) == looked_at
     if lost:
         store.discard(unit)
     return not lost

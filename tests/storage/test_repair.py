@@ -1,6 +1,7 @@
 """Repair goes by what a store holds now, not by what `verify` found a while ago."""
 
 import hashlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,23 @@ def test_a_unit_that_was_made_anew_meanwhile_stays(full_store: CueStore, tiny: S
     assert repair(full_store.path, found) == []
     assert verify(full_store.path) == []
     np.testing.assert_array_equal(full_store.read_block(UNIT)["masks/instance"], arrays["masks/instance"])
+
+
+def test_a_unit_that_is_made_anew_while_it_is_looked_at_stays(
+    full_store: CueStore, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.flip_bit(full_store.path / "scenes/a/masks/table/c.1.0.0.0", 999)
+    found = verify(full_store.path)
+
+    def looked_at(path: Path, unit: UnitId) -> list[Finding]:
+        seen = verify_unit(path, unit)
+        tiny.commit(full_store, "masks", 1, seed=4)
+        return seen
+
+    monkeypatch.setattr("storage.repair.verify_unit", looked_at)
+    assert repair(full_store.path, found) == []
+    assert full_store.record(UNIT) is not None
+    assert verify(full_store.path) == []
 
 
 def test_a_scene_that_was_opened_again_meanwhile_stays(full_store: CueStore, tiny: SimpleNamespace) -> None:
