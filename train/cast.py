@@ -27,7 +27,10 @@ class CameraCast:
     size: tuple[int, int]
     pixels: Float[Tensor, "rays 2"]
     colours: Float[Tensor, "n 3 rows columns"]
+    met: Bool[Tensor, "n rays"]
+    """Rays of a camera with an image that meet the volume, whatever they hold."""
     usable: Bool[Tensor, "n rays"]
+    """Of these, those that have a range."""
     weights: Float[Tensor, "n rays samples"]
     distances: Float[Tensor, "n rays samples"]
     points: Float[Tensor, "n rays samples 3"]
@@ -80,12 +83,14 @@ def cast_camera_rays(
         return rearrange(value, "b (c r) ... -> (b c) r ...", r=n_rays)
 
     surface = rays.origins + ranges[..., None] * rays.directions
+    there = batch.camera_valid.flatten()[:, None]
     return CameraCast(
         grid=grid,
         size=(batch.images.shape[-2], batch.images.shape[-1]),
         pixels=pixels,
         colours=grid.pick(batch.images.flatten(0, 1)).float() / 255,
-        usable=views(_ranged(render, far_sample)) & batch.camera_valid.flatten()[:, None],
+        met=views(render.valid) & there,
+        usable=views(_ranged(render, far_sample)) & there,
         weights=views(weights),
         distances=views(distances),
         points=views(points),

@@ -297,5 +297,6 @@ class StageModule(pl.LightningModule):
             "rays/dynamic": motion.dynamic.sum(),
             "render/inv_s": self.network.renderer.temperature().detach(),
             "render/mean_depth": masked_mean(cast.depth.detach(), cast.usable),
-            "render/opacity": masked_mean(cast.held().detach(), cast.usable),
+            # Of all that cameras see: rays that hold nothing are what an empty volume is told by.
+            "render/opacity": masked_mean(cast.held().detach(), cast.met),
         }

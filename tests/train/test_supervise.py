@@ -10,12 +10,14 @@ import torch
 
 from geometry.transforms import invert, transform_points
 from model.fields import Fields
+from model.network import OccFlow
 from model.render import Renderer
 from train.batch import Batch, collate
 from train.cast import CameraCast, cast_camera_rays, cast_ranges
 from train.config import TrainConfig
 from train.data import KeyframeDataset
 from train.losses.photometric import photometric_loss
+from train.module import StageModule
 from train.rays import RayGrid, camera_rays, lidar_rays
 from train.supervise import (
     calm_static,
@@ -53,12 +55,14 @@ def true_cast(world: Any, batch: Batch, t: int, scale: float = 1.0, motion: bool
     ego = invert(world.ego(t * 0.5))
     velocity = torch.from_numpy(ego[:2, :2] @ np.array(world.box_velocity)).float()
     flow = torch.where((kind == 1)[..., None, None], velocity * 0.5, torch.zeros(2)).expand(-1, -1, 3, -1)
+    there = batch.camera_valid.flatten()[:, None].expand(-1, 512)
     return CameraCast(
         grid=FULL,
         size=(16, 32),
         pixels=pixels,
         colours=FULL.pick(batch.images.flatten(0, 1)).float() / 255,
-        usable=batch.camera_valid.flatten()[:, None].expand(-1, 512),
+        met=there,
+        usable=there,
         weights=weights.requires_grad_(),
         distances=distances,
         points=points,
@@ -308,6 +312,28 @@ def test_without_a_far_sample_rays_that_hold_no_light_are_dropped_and_counted(wo
     assert 0.1 < lit.float().mean() < 0.9
     assert whole.usable.all()
     assert cast.depth[cast.usable].min() > 1.0
+
+
+def test_a_volume_is_as_empty_without_a_far_sample_as_with_one(tiny_config: Make) -> None:
+    """A wall to the left, nothing to the right: rays that hold no light are not usable, but cameras see them."""
+    told = []
+    for far in (True, False):
+        config = tiny_config(rays={"far_sample": far})
+        batch = batch_at(config, 1)
+        batch.camera_valid[:, 1] = False
+        wall = wall_fields(config, 10.0)
+        gap = wall.sdf.clone()
+        gap[:, :, : wall.grid.shape[1] // 2] = 30.0
+        module = StageModule(config, 1, OccFlow(config.model), total_steps=10)
+        module.whole_steps = 10**6
+        with torch.no_grad():
+            cast = module._cast(Fields(gap, wall.flow, wall.grid), batch, torch.Generator().manual_seed(0))
+        module._record_cast(cast, everything_static(cast))
+        told.append(module.numbers)
+    with_far, without = told
+    assert 0.1 < with_far["render/opacity"] < 0.9
+    assert without["render/opacity"] == pytest.approx(with_far["render/opacity"], abs=1e-6)
+    assert without["rays/usable"] < 0.9 * with_far["rays/usable"]
 
 
 def test_rays_that_start_inside_matter_are_seen_by_the_free_space_term_alone(world: Any, tiny_config: Make) -> None:

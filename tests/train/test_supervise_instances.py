@@ -37,7 +37,8 @@ def two_cars(batch: Batch) -> CameraCast:
     far = points * torch.tensor([4.0, 4.0, 1.0])
     return CameraCast(
         grid=GRID, size=(16, 32), pixels=GRID.pixels(), colours=torch.zeros(2, 3, 2, 4),
-        usable=torch.ones(2, 8, dtype=torch.bool), weights=torch.full((2, 8, 2), 0.5, requires_grad=True),
+        met=torch.ones(2, 8, dtype=torch.bool), usable=torch.ones(2, 8, dtype=torch.bool),
+        weights=torch.full((2, 8, 2), 0.5, requires_grad=True),
         distances=torch.tensor([10.0, 40.0]).expand(2, 8, 2), points=torch.cat([points, far], dim=2).repeat(2, 1, 1, 1),
         flow=torch.zeros(2, 8, 2, 2, requires_grad=True), range=torch.full((2, 8), 25.0),
         depth=torch.full((2, 8), 25.0),
