@@ -77,7 +77,7 @@ def first_stage_digest(config: TrainConfig) -> str | None:
 _SECOND_STAGE_SWITCHES = (
     "dynamic_disentanglement", "forward_static_flow", "backward_static_flow", "flow_supervision",
 )  # fmt: skip
-_SECOND_STAGE_LOSSES = ("lifted_flow", "lifted_still", "instance_flow")
+_SECOND_STAGE_LOSSES = ("lifted_flow", "lifted_still", "pixel_match", "pixel_place", "pixel_motion", "instance_flow")
 """Of the second stage's losses, those that rows differ in."""
 _MACHINE = {"accelerator", "devices", "checkpoint_seconds", "log_every", "progress", "compile"}
 

@@ -295,6 +295,13 @@ def test_rows_that_share_a_first_stage(tmp_path: Path) -> None:
     assert found[None] == {"t5_joint", "t8_joint"}, "without a first stage"
     other = row_config("camera_only", 7, "s.zarr", tmp_path, ["a"], "ablation", ["stage1.max_steps=7"])
     assert first_stage_digest(other) not in found
+    compared = [
+        row_config(row, 7, "s.zarr", tmp_path, ["a"], "two_hours") for row in ("t7_without_flow", "t7_with_flow")
+    ]
+    assert [config.loss.pixel_motion for config in compared] == [0.0, 2.0]
+    assert len({first_stage_digest(config) for config in compared}) == 1, (
+        "images are compared in the second stage alone"
+    )
 
 
 def test_a_run_that_was_given_its_first_stage_just_now_is_taken_from_too(tmp_path: Path) -> None:
