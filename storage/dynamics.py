@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import StoreError
-from storage.exclusions import changed_since
+from storage.exclusions import ABSENT, changed_since
 from storage.location import ObjectPath, as_location
 from storage.reader import StoreReader
 from storage.whole_file import whole_file
@@ -108,7 +108,10 @@ def current_motion(reader: StoreReader, frames: Iterable[FrameMotion]) -> Curren
             stale.append(f"{frame.scene}:{frame.t}: the store has no such keyframe")
             continue
         t = frame.t if frame.t < len(tokens) and tokens[frame.t] == frame.token else tokens.index(frame.token)
-        changed = changed_since(reader.scene(frame.scene), t, frame.fingerprints)
+        marks = frame.fingerprints
+        if marks:  # earlier versions did not name masks that were missing; a score without them is another
+            marks = {"masks": ABSENT, **marks}
+        changed = changed_since(reader.scene(frame.scene), t, marks)
         if changed:
             stale.append(f"{frame.scene}:{t}: made or made anew since: {', '.join(changed)}")
         else:

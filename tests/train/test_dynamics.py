@@ -96,6 +96,10 @@ def test_a_score_without_masks_says_nothing_once_they_have_come(tmp_path: Path, 
     after = current_motion(StoreReader(store), frames)
     assert not after.frames
     assert after.stale[0] == "a:0: made or made anew since: masks"
+    # Files of earlier versions kept no word of masks that were missing.
+    early = [replace(f, fingerprints={k: v for k, v in f.fingerprints.items() if k != "masks"}) for f in frames]
+    assert set(current_motion(StoreReader(bare), early).frames) == {("a", f.t) for f in frames}
+    assert current_motion(StoreReader(store), early) == after
 
 
 def frame(t: int, moving: int, scene: str = "a", **marks: str) -> FrameMotion:
