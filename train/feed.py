@@ -23,7 +23,9 @@ def stage_steps(settings: StageConfig, frames: int, global_batch: int, state: Tr
     Endless where only time limits it. The last step of an epoch limit may reach into the epoch after by up to
     `global_batch` - 1 keyframes.
     """
-    left = settings.epochs * frames - (state.epoch * frames + state.position) if settings.epochs else 0
+    # 1.1 x 100 keyframes are a little more than 110 in binary numbers, which would be a step more.
+    wanted = round(settings.epochs * frames, 6) if settings.epochs else 0
+    left = wanted - (state.epoch * frames + state.position)
     by_epochs = state.step + math.ceil(left / global_batch) if settings.epochs else _ENDLESS
     return max(1, min(by_epochs, settings.max_steps or _ENDLESS))
 

@@ -298,6 +298,8 @@ def test_epochs_and_steps() -> None:
     settings = load_config("nuscenes").stage1
     begun = TrainingState(1, step=0, seconds=0.0, finished=False)
     assert stage_steps(settings, 28130, 8, begun) == 35163
+    # 1.1 * 100 is 110.00000000000001.
+    assert stage_steps(settings.model_copy(update={"epochs": 1.1}), 100, 1, begun) == 110
     assert stage_steps(settings.model_copy(update={"max_steps": 100}), 28130, 8, begun) == 100
 
 
