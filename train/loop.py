@@ -255,12 +255,13 @@ def _keep_untrained(config: TrainConfig, network: OccFlow, begun: Taken | None) 
 
 def _trainer_options(config: TrainConfig) -> dict[str, Any]:
     run = config.run
-    devices = run.devices if run.accelerator != "cpu" or run.devices != "auto" else 1
+    on_cpu = run.accelerator == "cpu" or (run.accelerator == "auto" and not torch.cuda.is_available())
+    devices = 1 if on_cpu and run.devices == "auto" else run.devices
     # Steps of the image side alone leave the rest without a gradient; where nothing calms the flow, steps in which
     # nothing moves leave its decoder without one.
     calmed = config.loss.dreg > 0 or config.loss.smooth_flow > 0
     partial = max(config.stage1.image_share, config.stage2.image_share) > 0 or not calmed
-    nodes, several = 1, devices != 1 and (run.accelerator == "cpu" or torch.cuda.device_count() > 1)
+    nodes, several = 1, devices != 1 and (on_cpu or torch.cuda.device_count() > 1)
     if torch.distributed.is_torchelastic_launched():
         # torchrun decides how many processes there are, whatever the configuration says.
         devices = int(os.environ["LOCAL_WORLD_SIZE"])

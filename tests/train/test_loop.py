@@ -237,11 +237,18 @@ def test_a_stage_that_is_over_has_its_length(tiny_config: Make, monkeypatch: pyt
     assert run(config, resume=True).finished
 
 
-def test_several_processes_of_a_cpu_know_steps_without_a_volume(tiny_config: Make) -> None:
+def test_several_processes_of_a_cpu_know_steps_without_a_volume(
+    tiny_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where `auto` finds no GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     share = {"stage1": {"image_share": 0.5}, "model": {"depth_lift": {"bins": 8}}, "loss": {"pixel_depth": 1.0}}
     for config, strategy in (
         (tiny_config(run={"devices": 2}), "ddp"),
         (tiny_config(**share, run={"devices": 2}), "ddp_find_unused_parameters_true"),
+        (tiny_config(**share, run={"accelerator": "auto", "devices": 2}), "ddp_find_unused_parameters_true"),
+        (tiny_config(**share, run={"accelerator": "auto", "devices": "auto"}), "auto"),
         (tiny_config(**share), "auto"),
     ):
         assert train.loop._trainer_options(config)["strategy"] == strategy
