@@ -166,6 +166,7 @@ class ChunkReader:
         except FileNotFoundError as error:
             raise self._gone(record, path) from error
         if hashlib.sha256(raw).hexdigest() != record.metadata.get(path):
+            self._known.check_current(record, path)  # another table may have been committed at the same path
             raise StoreDamage(f"{self.root / path}: changed after it was committed. {_REPAIR}")
         return json.loads(raw)["attributes"]
 

@@ -12,7 +12,7 @@ import pytest
 from storage import store as store_module
 from storage.chunks import ChunkReader
 from storage.errors import CueMissing, SchemaVersionError, StoreDamage, StoreError, StoreRebuilt
-from storage.layout import encode_json
+from storage.layout import INIT, encode_json
 from storage.reader import StoreReader
 from storage.schema import CUES, SceneTable
 from storage.store import CueStore, Provenance, UnitId
@@ -302,6 +302,19 @@ def test_reader_never_takes_new_data_at_an_old_path(store: CueStore, tiny: Simpl
     assert [(s.key, s.size) for s in old.shards[:1]] == [(s.key, s.size) for s in new.shards[:1]]
     with pytest.raises(StoreRebuilt, match="was rebuilt"):
         source.chunk(held, "images", 0, 0)
+
+
+@pytest.mark.parametrize("what", ["table", "tokens"])
+def test_reader_of_a_table_taken_back_is_told_to_reopen(store: CueStore, tiny: SimpleNamespace, what: str) -> None:
+    source, unit = ChunkReader(store.path), UnitId(INIT, "a")
+    old = source.require(unit)
+    store.discard(unit)
+    store.commit_init("a", tiny.table(seed=7), "fp-7")
+    new = store.record(unit)
+    assert new is not None
+    assert new.generation == old.generation, "the tables must lie at one path"
+    with pytest.raises(StoreRebuilt, match=r"init--a--00000 was rebuilt.*Open the store again"):
+        getattr(source, what)("a")
 
 
 def test_reader_goes_on_when_the_same_data_is_back(store: CueStore, tiny: SimpleNamespace) -> None:
