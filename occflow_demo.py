@@ -17,6 +17,7 @@ from rich.table import Table
 
 from occflow_eval import METRICS, chief_figures, evaluate_checkpoint
 from occflow_shell import command, say
+from storage.whole_file import whole_file
 
 STAGES = ("untrained", "stage1", "stage2")
 
@@ -65,7 +66,8 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-            self.path.write_text(json.dumps(self.seconds))
+            with whole_file(self.path) as temporary:
+                temporary.write_text(json.dumps(self.seconds))
 
 
 def run(folder: Path, console: Console, fresh: bool = False, size: Size | None = None) -> dict[str, Any]:
@@ -187,8 +189,7 @@ def evaluate_stages(
         average = checkpoint / "ema"
         checkpoint = average if average.is_dir() else checkpoint
         written = kept / "results.json"
-        weights = checkpoint / "model.safetensors"
-        if not written.exists() or written.stat().st_mtime < weights.stat().st_mtime:
+        if not _in_order(checkpoint / "model.safetensors", written, kept / "report.html"):
             with watch.part("eval"):
                 pictures = 3 if stage == STAGES[-1] else 0
                 choose_on = () if stage == STAGES[0] else training
@@ -201,6 +202,15 @@ def evaluate_stages(
         "stages": {stage: chief_figures(evaluation) for stage, evaluation in evaluations.items()},
         "baselines": {name: chief_figures(found) for name, found in evaluations[STAGES[-1]]["baselines"].items()},
     }
+
+
+def _in_order(*files: Path) -> bool:
+    """Whether all files are there, each as new as the one before it: an evaluation that was interrupted between its
+    figures and its page lacks the page, or has an old one."""
+    if not all(file.exists() for file in files):
+        return False
+    times = [file.stat().st_mtime_ns for file in files]
+    return times == sorted(times)
 
 
 def write_synthetic_log(folder: Path, dataset: str, values: dict[str, Any], console: Console) -> None:

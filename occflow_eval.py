@@ -175,6 +175,7 @@ def evaluate_checkpoint(
     from eval.pictures import draw_examples
     from eval.report import write_report
     from model.checkpoint import load_model
+    from storage.whole_file import whole_file
 
     folder.mkdir(parents=True, exist_ok=True)
     model, thresholds = load_model(checkpoint), SWEEP if sweep else ()
@@ -190,7 +191,8 @@ def evaluate_checkpoint(
             f"{CHOOSING_KEYFRAMES} keyframes of {', '.join(choose_on)}"
         )
     # The figures first: what took hours must not be lost to a picture.
-    (folder / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
+    with whole_file(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1, allow_nan=False))
     threshold = results["threshold_m"]
     drawn = draw_examples(model, store, scenes, pictures, threshold=threshold, **same) if pictures else []
     write_report(results, folder / "report.html", drawn)

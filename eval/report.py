@@ -9,6 +9,7 @@ from typing import Any
 from eval.page import GLOSSARY, PAGE, Row, number, section, table
 from eval.picture_page import picture_sections
 from eval.pictures import KeyframePictures
+from storage.whole_file import whole_file
 
 MASKED_ERROR = "flow error, moving, free counts as still"
 _SCENES = 12
@@ -52,7 +53,8 @@ def write_report(results: dict[str, Any], path: str | Path, pictures: Sequence[K
         body="\n".join(part for part in parts if part),
     )
     path = Path(path)
-    path.write_text(page, encoding="utf-8")
+    with whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 

@@ -4,11 +4,13 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from occflow_demo import Size, Stopwatch, label_figures, run
+import occflow_demo
+from occflow_demo import STAGES, Size, Stopwatch, evaluate_stages, label_figures, run
 from pipelines.config import CuesConfig
 from pipelines.extract import extract_log
 
@@ -30,6 +32,58 @@ def test_the_stopwatch_adds_up_over_runs(tmp_path: Path) -> None:
     with again.part("cues"):
         time.sleep(0.05)
     assert again.seconds["cues"] >= interrupted + 0.05
+
+
+def test_a_full_disk_leaves_the_seconds_that_there_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "seconds.json"
+    with Stopwatch(path).part("cues"):
+        pass
+
+    def full(self: Path, text: str) -> int:
+        self.touch()
+        self.open("w").close()
+        raise OSError(28, "No space left on device", str(self))
+
+    def interrupted_part() -> None:
+        with Stopwatch(path).part("train"):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            interrupted_part()
+    assert set(Stopwatch(path).seconds) == {"cues"}
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first evaluation", "of newer weights"])
+def test_an_evaluation_that_ended_before_its_page_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    stopped: list[str] = []
+
+    def evaluated(checkpoint: Path, store: Path, scenes: Any, folder: Path, *rest: Any, **options: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text('{"baselines": {}}')
+        if folder.name in stopped:
+            raise KeyboardInterrupt
+        (folder / "report.html").write_text(f"page {len(stopped)}")
+
+    monkeypatch.setattr(occflow_demo, "evaluate_checkpoint", evaluated)
+    for stage in STAGES:
+        (tmp_path / "train" / stage).mkdir(parents=True)
+        (tmp_path / "train" / stage / "model.safetensors").touch()
+    given = tmp_path, ["a"], ["b"], Stopwatch(tmp_path / "seconds.json"), Console(quiet=True)
+    if again:
+        evaluate_stages(*given)
+        time.sleep(0.02)
+        (tmp_path / "train" / STAGES[-1] / "model.safetensors").touch()
+    stopped.append(STAGES[-1])
+    time.sleep(0.02)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_stages(*given)
+    stopped[:] = ["nowhere"]
+    assert set(evaluate_stages(*given)["stages"]) == set(STAGES)
+    assert (tmp_path / "report.html").read_text() == "page 1"
 
 
 def test_label_figures_pool_blocks_by_their_counts(cues_config: Callable[..., CuesConfig]) -> None:
