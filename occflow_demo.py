@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from occflow_eval import METRICS, chief_figures, evaluate_checkpoint
-from occflow_shell import command, say
+from occflow_shell import CommandError, command, say
 from storage.whole_file import whole_file
 
 STAGES = ("untrained", "stage1", "stage2")
@@ -71,7 +71,12 @@ class Stopwatch:
 
 
 def run(folder: Path, console: Console, fresh: bool = False, size: Size | None = None) -> dict[str, Any]:
-    """Everything under `folder`; what an earlier run finished is kept. Returns what results.json holds."""
+    """Everything under `folder`; what an earlier run finished is kept. Returns what results.json holds.
+
+    Raises:
+        CommandError: `folder` holds files of a demo's names that no demo made.
+    """
+    _check_folder(folder)
     if fresh:
         for name in _OUTPUTS:
             path = folder / name
@@ -90,6 +95,19 @@ def run(folder: Path, console: Console, fresh: bool = False, size: Size | None =
     look = command("occflow", "status", folder / "store.zarr")
     say(f"next: {command('open', folder / 'report.html')}, or {look}", console)
     return results
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise CommandError rather than write into, or with --fresh remove, what is somebody else's.
+
+    Folders called `train` or `log` are found in many places; a synthetic log or the stopwatch's file is a demo's mark.
+    """
+    there = [name for name in _OUTPUTS if (folder / name).exists()]
+    if there and not any((folder / mark).exists() for mark in ("seconds.json", "log/synth.json")):
+        raise CommandError(
+            f"{folder}: holds {', '.join(there)}, which no demo made (there is neither seconds.json nor "
+            "log/synth.json); give another --out, or take these away"
+        )
 
 
 def make_log(folder: Path, size: Size, watch: Stopwatch, console: Console) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import occflow_demo
 from occflow_demo import STAGES, Size, Stopwatch, evaluate_stages, label_figures, run
+from occflow_shell import CommandError
 from pipelines.config import CuesConfig
 from pipelines.extract import extract_log
 
@@ -32,6 +33,16 @@ def test_the_stopwatch_adds_up_over_runs(tmp_path: Path) -> None:
     with again.part("cues"):
         time.sleep(0.05)
     assert again.seconds["cues"] >= interrupted + 0.05
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, fresh: bool) -> None:
+    code = tmp_path / "train" / "code.py"
+    code.parent.mkdir()
+    code.write_text("x = 1\n")
+    with pytest.raises(CommandError, match=r"holds train, which no demo made.*another --out"):
+        run(tmp_path, Console(quiet=True), fresh=fresh)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [code]
 
 
 def test_a_full_disk_leaves_the_seconds_that_there_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
