@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipelines.synth.rig import NUSCENES_CAMERAS
 
@@ -19,15 +19,22 @@ class Difficulty(BaseModel):
     pedestrians: tuple[int, int] = (4, 8)
     parked_share: float = Field(default=0.45, ge=0, le=1)
     """Share of kerb-side parking places that are taken."""
-    noise: float = Field(default=0.004, ge=0)
+    noise: float = Field(default=0.004, ge=0, allow_inf_nan=False)
     """Standard deviation of image noise at mid grey, as a share of full scale."""
-    exposure: float = Field(default=0.0, ge=0)
+    exposure: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Largest relative gain change of a camera over a scene, and between cameras."""
-    lidar_noise_m: float = Field(default=0.0, ge=0)
+    lidar_noise_m: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     lidar_dropout: float = Field(default=0.0, ge=0, lt=1)
-    tilt_deg: float = Field(default=0.0, ge=0)
+    tilt_deg: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Amplitude of the ego car's pitch and roll."""
     texture_contrast: float = Field(default=1.0, gt=0, le=1)
+
+    @field_validator("moving_vehicles", "pedestrians")
+    @classmethod
+    def _fewest_and_most(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= value[0] <= value[1]:
+            raise ValueError("expected fewest and most, neither below 0 and the first not above the second")
+        return value
 
 
 PRESETS: dict[str, Difficulty] = {
@@ -67,7 +74,9 @@ class SynthConfig(BaseModel):
     """By default 352 x 198; in KITTI's layouts 416 x 128, or KITTI's aspect for another width."""
     cameras: tuple[str, ...] = NUSCENES_CAMERAS
     """By default all that the layout has: nuScenes' six, KITTI-MOT's stereo pair. SemanticKITTI has one."""
-    manoeuvres: tuple[Manoeuvre, ...] = ("straight", "turn_left", "stop", "turn_right", "follow")
+    manoeuvres: tuple[Manoeuvre, ...] = Field(
+        default=("straight", "turn_left", "stop", "turn_right", "follow"), min_length=1
+    )
     """The ego car's manoeuvre, taken in turn by scene index."""
     truth: bool = True
     lidar_beams: int = Field(default=32, ge=1)

@@ -10,13 +10,21 @@ import numpy as np
 from jaxtyping import Float
 
 from geometry.grid import NUSCENES_GRID
+from pipelines.datasets.records import DataError
 from pipelines.synth.capture import Shot, Stand, exact_flow, moving_pixels, take_shot
 from pipelines.synth.config import SynthConfig
 from pipelines.synth.files import write_bytes, write_image, write_json, write_npz
 from pipelines.synth.lidar import spin
 from pipelines.synth.nuscenes_tables import Row, SceneTables, shared_tables
 from pipelines.synth.occupancy import voxelise
-from pipelines.synth.rig import KEYFRAME_INTERVAL_S, SWEEPS_PER_KEYFRAME, Camera, nuscenes_camera, nuscenes_lidar
+from pipelines.synth.rig import (
+    KEYFRAME_INTERVAL_S,
+    NUSCENES_CAMERAS,
+    SWEEPS_PER_KEYFRAME,
+    Camera,
+    nuscenes_camera,
+    nuscenes_lidar,
+)
 from pipelines.synth.world import World
 
 VERSION = "v1.0-synth"
@@ -26,6 +34,12 @@ ANNOTATED_M = 60.0
 """Actors within this distance of the ego car get boxes."""
 
 Job = Callable[[], None]
+
+
+def check_cameras(cameras: tuple[str, ...]) -> None:
+    """Raise DataError unless they are some of the rig's, each once."""
+    if not cameras or len(set(cameras)) < len(cameras) or not set(cameras) <= set(NUSCENES_CAMERAS):
+        raise DataError(f"cameras is {list(cameras)}; nuScenes' are {', '.join(NUSCENES_CAMERAS)}: some of them, once")
 
 
 @dataclass

@@ -8,13 +8,29 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt32
 
 from geometry.transforms import invert
+from pipelines.datasets.records import DataError
 from pipelines.synth.capture import moving_actors
 from pipelines.synth.config import SynthConfig
 from pipelines.synth.files import write_bytes, write_json, write_npz
 from pipelines.synth.kitti_classes import MOVING_OF_RAW, RAW_OF_CODE
-from pipelines.synth.kitti_sequence import VOXELS_EVERY, KittiSequence, number_row, projection_rows
+from pipelines.synth.kitti_sequence import (
+    VOXELS_EVERY,
+    KittiSequence,
+    kitti_settings,
+    number_row,
+    projection_rows,
+)
 from pipelines.synth.lidar import Turn
 from pipelines.synth.rig import KITTI_INTERVAL_S
+
+CAMERAS = ("image_2",)
+
+
+def semantic_kitti_settings(config: SynthConfig) -> SynthConfig:
+    """The settings with KITTI's sensors. Raises DataError for a camera that the layout does not have."""
+    if "cameras" in config.model_fields_set and config.cameras != CAMERAS:
+        raise DataError(f"cameras is {list(config.cameras)}; SemanticKITTI has {CAMERAS[0]!r} alone")
+    return kitti_settings(config, CAMERAS)
 
 
 @dataclass

@@ -14,10 +14,9 @@ from pipelines.datasets.records import DataError
 from pipelines.synth.config import SynthConfig
 from pipelines.synth.files import write_json
 from pipelines.synth.kitti_mot_writer import KittiMotScene, kitti_mot_settings
-from pipelines.synth.kitti_sequence import kitti_settings
-from pipelines.synth.nuscenes_writer import NuScenesScene
+from pipelines.synth.nuscenes_writer import NuScenesScene, check_cameras
 from pipelines.synth.nuscenes_writer import write_tables as write_nuscenes_tables
-from pipelines.synth.semantic_kitti_writer import KittiScene, write_splits
+from pipelines.synth.semantic_kitti_writer import KittiScene, semantic_kitti_settings, write_splits
 from pipelines.synth.world import build_world
 
 Rows = dict[str, Any]
@@ -46,12 +45,15 @@ def write_log(folder: Path, config: SynthConfig, dataset: str = "nuscenes", cons
     A scene that is there whole, from the same settings, is kept; more scenes can be added to a log.
 
     Raises:
-        DataError: the folder holds a log of other settings, or files that are no synthetic log; an unknown data set.
+        DataError: the folder holds a log of other settings, or files that are no synthetic log; an unknown data set;
+            cameras that its cars do not carry.
     """
     if dataset not in DATASETS:
         raise DataError(f"synthetic logs come in the layouts {', '.join(DATASETS)}, not {dataset!r}")
-    if dataset != "nuscenes":
-        config = kitti_settings(config) if dataset == "semantic_kitti" else kitti_mot_settings(config)
+    if dataset == "nuscenes":
+        check_cameras(config.cameras)
+    else:
+        config = semantic_kitti_settings(config) if dataset == "semantic_kitti" else kitti_mot_settings(config)
     settings = _settings(config, dataset)
     _check_folder(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)

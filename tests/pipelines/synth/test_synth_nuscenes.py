@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from pipelines.datasets.nuscenes import NuScenesLog
 from pipelines.datasets.records import DataError
@@ -139,6 +140,42 @@ def test_other_settings_and_foreign_folders_are_refused(log: Path, tmp_path: Pat
     with pytest.raises(DataError, match="'waymo'"):
         write_log(tmp_path / "new", SMALL, dataset="waymo")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "cameras"),
+    [
+        ("nuscenes", ()),
+        ("nuscenes", ("CAM_TOP",)),
+        ("nuscenes", ("CAM_FRONT", "CAM_FRONT")),
+        ("semantic_kitti", ("image_3",)),
+        ("kitti_mot", ("image_03",)),
+    ],
+)
+def test_cameras_that_there_are_not_are_refused_before_anything_is_written(
+    tmp_path: Path, dataset: str, cameras: tuple[str, ...]
+) -> None:
+    with pytest.raises(DataError, match="cameras is "):
+        write_log(tmp_path / "log", SynthConfig(scenes=1, keyframes=2, cameras=cameras), dataset=dataset)
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"manoeuvres": []},
+        {"difficulty": {"moving_vehicles": [5, 2]}},
+        {"difficulty": {"pedestrians": [-3, -1]}},
+        {"difficulty": {"tilt_deg": float("inf")}},
+        {"difficulty": {"noise": float("inf")}},
+        {"difficulty": {"exposure": float("inf")}},
+        {"difficulty": {"lidar_noise_m": float("inf")}},
+    ],
+    ids=str,
+)
+def test_numbers_that_make_no_world_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        SynthConfig.model_validate(values)
 
 
 def test_an_error_in_a_thread_ends_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
