@@ -227,21 +227,39 @@ def _agree(folder: Path, plan: Plan, material: Material) -> dict[str, str]:
         row: digest(row_config(row, 0, material.store, folder, material.training, plan.base, plan.overrides))
         for row in rows()
     }
-    path = folder / "matrix.json"
+    path, tables = folder / "matrix.json", _tables(material)
     material_now = {"training": list(material.training), "held_out": list(material.held_out)}
     if path.exists():
         before = json.loads(path.read_text())
         changed = [key for key in material_now if before[key] != material_now[key]]
         # Rows that came later are no change of those that there were.
         changed += ["digests"] if not before["digests"].items() <= digests.items() else []
+        began = before.get("tables", {})  # matrices from before it was written have none
+        other = [scene for scene, table in tables.items() if began.get(scene, table) != table]
+        changed += [f"store (other keyframes, poses or sizes in {', '.join(other)})"] if other else []
+        tables = began | tables
         if changed:
             raise MatrixError(
                 f"{path}: this matrix was begun with another {' and '.join(changed)}; runs of both in one table would "
                 f"compare what is not alike. It was: base {before['base']}, overrides {before['overrides']}. "
                 "Give these, or another --out"
             )
-    _write(path, {"base": plan.base, "overrides": list(plan.overrides), **material_now, "digests": digests})
+    begun = {"base": plan.base, "overrides": list(plan.overrides), **material_now, "tables": tables}
+    _write(path, {**begun, "digests": digests})
     return digests
+
+
+def _tables(material: Material) -> dict[str, str]:
+    """Digest of each scene's table in the store, which a copy keeps and another log or image size changes; nothing of
+    what cannot be read, which the first run tells."""
+    from storage.commit import read_sound_record
+    from storage.layout import INIT, UnitId
+    from storage.location import as_location
+
+    root = as_location(material.store)
+    scenes = (*material.training, *material.held_out)
+    found = {scene: read_sound_record(root, UnitId(INIT, scene)) for scene in scenes}
+    return {scene: record.init for scene, record in found.items() if record is not None}
 
 
 @contextmanager

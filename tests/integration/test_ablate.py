@@ -23,6 +23,8 @@ import train.loop
 from eval.ablation import FIGURES
 from occflow_ablate import Material, MatrixError, Plan, command_of, make_material, run
 from occflow_demo import Size
+from storage.store import CueStore
+from tests.storage.conftest import make_attributes, make_table
 from train.ablations import digest as config_digest
 from train.ablations import distinct, first_stage_digest, row_config, rows, share_first_stage
 from train.checkpoint import CONFIG_NAME, TRAINING_NAME, TrainingState, load_state
@@ -151,6 +153,29 @@ def test_all_rows_by_default(drawn: list[tuple[str, int]], tmp_path: Path) -> No
     run(tmp_path, QUIET, Plan(seeds=1), MATERIAL)
     assert len(drawn) == 17
     assert drawn[:2] == [("camera_only", 0), ("camera_lidar", 0)]
+
+
+def test_another_store_with_scenes_of_the_same_names_is_refused(drawn: list[tuple[str, int]], tmp_path: Path) -> None:
+    """Every synthetic log has a scene-0001: names alone do not tell what a run was trained on."""
+
+    def material(name: str, frames: int) -> Material:
+        store = CueStore.create(tmp_path / name, make_attributes())
+        for scene in ("a", "b"):
+            store.commit_init(scene, make_table(frames), "fp")
+        return Material(str(store.path), ("a",), ("b",))
+
+    first, other, folder = material("one.zarr", 5), material("two.zarr", 4), tmp_path / "matrix"
+    shutil.copytree(first.store, tmp_path / "copy.zarr")
+    plan = Plan(rows=("camera_only",), seeds=1)
+    run(folder, QUIET, plan, first)
+    with pytest.raises(MatrixError, match=r"begun with another store \(other keyframes, poses or sizes in a, b\)"):
+        run(folder, QUIET, plan, other)
+    run(folder, QUIET, plan, Material(str(tmp_path / "copy.zarr"), ("a",), ("b",)))
+    begun = json.loads((folder / "matrix.json").read_text())
+    del begun["tables"]
+    (folder / "matrix.json").write_text(json.dumps(begun))
+    run(folder, QUIET, plan, first)
+    assert drawn == [("camera_only", 0)]
 
 
 def test_two_processes_share_a_matrix(drawn: list[tuple[str, int]], tmp_path: Path) -> None:
