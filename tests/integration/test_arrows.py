@@ -68,6 +68,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
         "collections",
         "contextlib",
         "pathlib",
+        "shlex",
         "time",
         "typing",
     }
