@@ -52,6 +52,8 @@ def test_median_scaling_removes_a_wrong_scale_and_is_named() -> None:
     assert result["abs_rel"] == pytest.approx(0.0)
     assert result["median_scaling"] is True
     assert result["mean_median_ratio"] == pytest.approx(3.0)
+    metric.update(truth, truth)
+    assert metric.compute()["mean_median_ratio"] == pytest.approx(2.0), "a mean over images"
 
 
 def test_lidar_on_pixels() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from geometry.grid import NUSCENES_GRID, VoxelGrid
 from model.config import FusionConfig, FusionKind
+from model.fused import Kernel
 from model.fusion import BackwardForward, BEVAttention, BEVVolumeFusion, TemporalFusion
 
 GRID = VoxelGrid((-4.0, -4.0, -1.0), (4.0, 4.0, 3.0), (8, 8, 4))
@@ -85,6 +86,27 @@ def test_attention_reads_both_frames_and_only_their_own_slice() -> None:
     (gradient,) = torch.autograd.grad(step(bev, other)[0].sum(), other)
     assert gradient[0].abs().sum() > 0
     assert gradient[1].abs().sum() == 0
+
+
+@pytest.mark.parametrize("kernel", ["plain", "auto"])
+def test_attention_without_offsets_reads_the_cell_itself(kernel: Kernel) -> None:
+    """Of a BEV that is longer than wide: a reference with its axes exchanged reads another cell."""
+    attention = BEVAttention(8, heads=2, points=3, shape=(5, 3), kernel=kernel)
+    for linear in (attention.value, attention.output):
+        nn.init.eye_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    nn.init.zeros_(attention.sampling.weight)
+    nn.init.zeros_(attention.sampling.bias)
+    bev, other = torch.randn(2, 2, 15, 8)
+    torch.testing.assert_close(attention(bev, other), bev + (bev + other) / 2, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bev_pool_forward", "bev_pool_bfam", "full"])
+def test_slices_come_back_as_the_volume_and_its_mean_over_height(kind: str) -> None:
+    volume, module = torch.randn(2, *GRID.shape, 8), _fusion(kind)
+    back, pooled = module.from_slices(module.to_slices(volume), volume)
+    torch.testing.assert_close(back, volume)
+    torch.testing.assert_close(pooled, volume.mean(dim=3))
 
 
 def test_gate_follows_equation_6() -> None:

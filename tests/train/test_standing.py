@@ -63,6 +63,28 @@ def test_a_foot_that_is_cut_off_tells_nothing() -> None:
     assert found[50, 16] == pytest.approx(10.0)
 
 
+def test_feet_are_those_that_end_on_nothing_else() -> None:
+    """A column that another mask goes on below has its depth from the next one, in both directions and to the edge."""
+    found = masks(a=(30, 55, 0, 10))
+    found[55:60, :9] = 2  # nine of ten columns end on another thing, the last one on the road
+    assert depths(found)[30, 0] == pytest.approx(150 / 15)
+    found[55, 9] = 2
+    assert (30, 0) not in depths(found), "no column of it shows a foot"
+    assert depths(found)[58, 4] == pytest.approx(150 / 20)
+
+
+def test_a_thing_is_as_far_as_its_nearest_quarter() -> None:
+    """Feet on a slant: what is farther than a thing is long beyond the nearest quarter of its feet is cut there."""
+    slant = np.zeros((80, 100), np.uint16)
+    for column in range(40):
+        slant[41 : 60 - column // 3, column] = 1
+    found = standing_things(slant, EGO_FROM_CAM, K, 0.0)
+    feet = 150 / (20 - np.arange(40) // 3)
+    near = np.quantile(feet, 0.25)
+    assert found.depth.max() == pytest.approx(near + THING_M)
+    assert found.depth.min() == pytest.approx(feet[0])
+
+
 def test_a_thing_stands_on_its_wheels() -> None:
     """Under the body between them one sees the road behind; a far corner stays within what a thing is long."""
     car = masks(a=(40, 53, 30, 44))
