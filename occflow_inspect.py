@@ -144,8 +144,8 @@ def _exclude(found: Any, path: Path) -> None:
     from storage.exclusions import merged, write_exclusions
 
     there, marks = _marks(path), automatic(found)
-    reviewers = [mark for mark in there if not mark.by.startswith("check:")]
-    earlier = [mark for mark in there if mark.by.startswith("check:")]
+    reviewers = [mark for mark in there if not mark.checks]
+    earlier = [mark for mark in there if mark.checks]
     # A run with --scenes says nothing about the others: what checks found there stands.
     others = [mark for mark in earlier if mark.scene not in found.inspector.lengths]
     judged = set(found.frames) | {(mark.scene, mark.t) for mark in marks}

@@ -22,14 +22,15 @@ TABLE = "init"
 """Key of the scene table's digest among fingerprints."""
 ABSENT = ""
 """Fingerprint of a cue that is not committed: its coming is a change."""
-BY_CHECKS, PRESENCE = "check:", "coverage"
-"""How the author of marks by checks begins, and the check that marks keyframes which lack cues. Several stand with
-commas between, in any order: `check:camera_offset,coverage`."""
+_BY_CHECKS = "check:"
+"""How the author of marks by checks begins; see `author_of`."""
+_COVERAGE = "coverage"
+"""The check that marks keyframes which lack cues."""
 
 
 @dataclass(frozen=True)
 class ExcludedFrame:
-    """One mark. token: of the keyframe, "" when only its index is known. by: `reviewer`, or `check:<names>`.
+    """One mark. token: of the keyframe, "" when only its index is known. by: `reviewer`, or `author_of` its checks.
     fingerprints: of the cues it was made on, by name; none: it always holds."""
 
     scene: str
@@ -38,6 +39,16 @@ class ExcludedFrame:
     by: str = "reviewer"
     reason: str = ""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """Names of the checks that made the mark; none of a reviewer's."""
+        return tuple(self.by.removeprefix(_BY_CHECKS).split(",")) if self.by.startswith(_BY_CHECKS) else ()
+
+
+def author_of(checks: Iterable[str]) -> str:
+    """`by` of a mark that checks made, such as `check:camera_offset,coverage`; the order of names means nothing."""
+    return _BY_CHECKS + ",".join(sorted(checks))
 
 
 @dataclass(frozen=True)
@@ -174,8 +185,7 @@ def changed_since(scene: SceneReader, t: int, marks: Mapping[str, str]) -> list[
 def _untold(frame: ExcludedFrame) -> bool:
     """Whether a mark on a keyframe that lacks cues keeps no word of some: marks of earlier versions named the scene's
     table alone, and held although all that was missing had come."""
-    checks = frame.by.removeprefix(BY_CHECKS).split(",") if frame.by.startswith(BY_CHECKS) else []
-    return PRESENCE in checks and not frame.fingerprints.keys() >= CUES.keys()
+    return _COVERAGE in frame.checks and not frame.fingerprints.keys() >= CUES.keys()
 
 
 def _place(scene: SceneReader, frame: ExcludedFrame) -> int | None:

@@ -3,7 +3,7 @@
 from eval.inspection.catalogue import BY_NAME
 from eval.inspection.run import Inspection
 from storage.errors import StoreError
-from storage.exclusions import ExcludedFrame, fingerprints
+from storage.exclusions import ExcludedFrame, author_of, fingerprints
 from storage.reader import SceneReader
 
 
@@ -19,7 +19,7 @@ def automatic(inspection: Inspection) -> list[ExcludedFrame]:
                 scene=scene,
                 t=t,
                 token=_token(source, t),
-                by="check:" + ",".join(sorted(names)),
+                by=author_of(names),
                 reason="; ".join(BY_NAME[name].title for name in sorted(names)),
                 fingerprints=fingerprints(source, t, cues),
             )
