@@ -1,11 +1,6 @@
 """The fine-tuning itself: a plain function over saved pairs, which can be stopped and gone on with."""
 
-import hashlib
-import json
 import math
-import os
-import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,13 +13,12 @@ from torch import Tensor
 from pipelines.adapt.figures import measure
 from pipelines.adapt.losses import photometric_loss, smoothness_loss, teacher_loss
 from pipelines.adapt.pairs import FramePairs, PairsError
+from pipelines.adapt.state import RunState, network_digest
 from pipelines.adapt.views import Cut
 from pipelines.cues.ranges import check_numbers
 from pipelines.cues.unimatch.inference import CheckRule, autocast, confidence
-from pipelines.cues.unimatch.network import TwoWayFlow, UniMatch, save_network
-from pipelines.weight_files import FaultyWeights, check_members
+from pipelines.cues.unimatch.network import TwoWayFlow, UniMatch
 
-STATE, HISTORY, RESULT = "state.pt", "history.json", "adapted.pth"
 SURE = 2 / 3
 """Confidence from which the flow of the whole image may teach: a miss of a third of what the check allows."""
 
@@ -106,36 +100,38 @@ def adapt(
     """
     training, held = split(pairs, settings)
     _check(network, pairs, training)
-    start = _content(network)
+    start = network_digest(network)
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )  # fmt: skip
-    step, history = _resume(out, network, optimizer, settings, start) if resume else (0, [])
+    run = RunState(out, network, optimizer, asdict(settings), start)
+    if resume:
+        run.restore()
     out.mkdir(parents=True, exist_ok=True)
 
     def note() -> None:
         network.eval()
         figures = measure(network, pairs, held, settings.precision, settings.batch)
         network.train()
-        history.append({"step": step, **figures})
-        report(step, figures)
+        run.history.append({"step": run.step, **figures})
+        report(run.step, figures)
 
-    if not history:
+    if not run.history:
         note()
-    while step < settings.steps:
-        _learn(network, optimizer, pairs, training, settings, step)
-        step += 1
+    while run.step < settings.steps:
+        _learn(network, optimizer, pairs, training, settings, run.step)
+        run.step += 1
         stopped = stop()
-        due = step % settings.every == 0 or step == settings.steps
+        due = run.step % settings.every == 0 or run.step == settings.steps
         if due:
             note()
         if due or stopped:
-            _save(out, network, optimizer, settings, start, step, history)
+            run.save()
         if stopped:
             break
     network.eval().requires_grad_(False)
-    return history
+    return run.history
 
 
 def _learn(
@@ -249,69 +245,3 @@ def _pace(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _content(network: UniMatch) -> str:
-    """SHA-256 of a network's shape and parameters."""
-    found = hashlib.sha256(repr(network.variant).encode())
-    for name, value in network.state_dict().items():
-        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
-def _save(
-    out: Path,
-    network: UniMatch,
-    optimizer: torch.optim.Optimizer,
-    settings: AdaptSettings,
-    start: str,
-    step: int,
-    history: list,
-) -> None:
-    """State last: it is what a run goes on from, and each file is replaced in one step."""
-    save_network(network, out / RESULT)
-    temporary = out / f".{HISTORY}.{os.getpid()}"
-    temporary.write_text(json.dumps({"settings": asdict(settings), "measurements": history}, indent=1))
-    temporary.replace(out / HISTORY)
-    state = {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "settings": asdict(settings),
-        "start": start,
-        "step": step,
-        "history": history,
-    }
-    temporary = out / f".{STATE}.{os.getpid()}"
-    torch.save(state, temporary)
-    temporary.replace(out / STATE)
-
-
-def _resume(
-    out: Path, network: UniMatch, optimizer: torch.optim.Optimizer, settings: AdaptSettings, start: str
-) -> tuple[int, list[dict[str, Any]]]:
-    path = out / STATE
-    if not path.exists():
-        return 0, []
-    state = _read_state(path, network.mean.device)
-    if state["settings"] != asdict(settings):
-        changed = [k for k, v in asdict(settings).items() if state["settings"].get(k) != v]
-        raise PairsError(f"{path}: is of a run with other {', '.join(changed)}; take another folder, or those settings")
-    if state.get("start", start) != start:  # runs of earlier versions do not say
-        raise PairsError(f"{path}: is of a run that began with other weights; take another folder, or those weights")
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["history"]
-
-
-def _read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `_save` wrote. PairsError where it is damaged."""
-    try:
-        check_members(path)  # torch.load looks at no checksum
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        return state
-    except (FaultyWeights, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        why = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise PairsError(
-            f"{path}: a damaged state, nothing to go on from ({why}); begin in another folder, with --weights "
-            f"{path.parent / RESULT} where that is whole"
-        ) from None

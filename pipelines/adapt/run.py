@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.adapt.collect import CollectSettings, collect_pairs
-from pipelines.adapt.loop import RESULT, AdaptSettings, adapt, split
+from pipelines.adapt.loop import AdaptSettings, adapt, split
 from pipelines.adapt.pairs import MADE_FROM, FramePairs
+from pipelines.adapt.state import RESULT, STATE
 from pipelines.config import ConfigError, CuesConfig, closest, json_digest
 from pipelines.cues.devices import pick_device
 from pipelines.cues.unimatch.weights import load_network
@@ -83,7 +84,7 @@ def fine_tune(
     checkpoint = locate(weights)
     weights_digest(checkpoint)  # reads all of it against its checksums, which loading does not
     network = load_network(checkpoint)
-    if (out / "state.pt").exists() and not resume:
+    if (out / STATE).exists() and not resume:
         raise ConfigError(f"{out}: holds a run already; go on with it by --resume, or name another --out")
     pairs = _pairs(config, out / "pairs", scenes, collect, network.variant.multiple, tell, resume)
     network.to(where)
