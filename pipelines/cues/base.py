@@ -116,6 +116,9 @@ def loads_model(extractor: CueExtractor) -> bool:
 
 
 def parameters_digest(extractor: Any, version: int) -> str:
-    """`config_digest` of an extractor that is a dataclass of plain values: its class, algorithm version and fields."""
+    """`config_digest` of an extractor that is a dataclass of plain values: its class, algorithm version and fields.
+    OpenCV's `threads` change no result and do not count."""
     described = {"class": type(extractor).__name__, "version": version, **asdict(extractor)}
+    if "threads" in described:
+        described["threads"] = 1  # not left out: stores hold digests made with the default
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()

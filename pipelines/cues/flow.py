@@ -1,6 +1,6 @@
 """Flow cues: a flow model's answers along the film of every keyframe and camera as the arrays of a store slot."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import cv2
@@ -74,8 +74,8 @@ class FilmFlowCue:
         return f"flow_{self.slot}"
 
     def config_digest(self) -> str:
-        """See CueExtractor. OpenCV's threads change no result."""
-        return parameters_digest(replace(self, threads=1), version=2)
+        """See CueExtractor."""
+        return parameters_digest(self, version=2)
 
     def licence(self) -> str:
         """OpenCV's; no weights."""

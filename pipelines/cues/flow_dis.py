@@ -1,7 +1,7 @@
 """DIS optical flow (Kroeger et al. 2016, OpenCV's implementation), checked forward against backward, as flow cues."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import cv2
@@ -104,8 +104,8 @@ class DisFlowCue:
         return f"flow_{self.slot}"
 
     def config_digest(self) -> str:
-        """See CueExtractor. OpenCV's threads change no result."""
-        return parameters_digest(replace(self, threads=1), version=2)
+        """See CueExtractor."""
+        return parameters_digest(self, version=2)
 
     def licence(self) -> str:
         """OpenCV's; no weights."""

@@ -4,7 +4,7 @@ Backend `motion_lidar` has depth and emptied places from LiDAR; `motion_epipolar
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -83,7 +83,7 @@ class MotionMasks:
 
     def config_digest(self) -> str:
         """See CueExtractor."""
-        return parameters_digest(replace(self, threads=1), version=3)
+        return parameters_digest(self, version=3)
 
     def licence(self) -> str:
         """OpenCV's; no weights."""
