@@ -61,14 +61,15 @@ class AdaptSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "measured", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        check_numbers(
+            self,
+            least={"steps": 1, "batch": 1, "measured": 1, "every": 1},
+            above_zero=("learning_rate", "clip", "tolerance"),
+            shares=("teacher_from",),
+            below_one=("margin",),
+        )
         if self.smooth_order not in (1, 2):
-            raise ValueError(f"smooth_order = {self.smooth_order}: must be 1 or 2")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin = {self.margin}: must be in [0, 1)")
-        check_numbers(self, above_zero=("learning_rate", "clip", "tolerance"), shares=("teacher_from",))
+            raise ValueError(f"smooth_order = {self.smooth_order}: expected 1 or 2")
 
 
 def adapt(

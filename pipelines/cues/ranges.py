@@ -1,4 +1,4 @@
-"""Numbers of a configuration that a cue cannot work with, refused when the configuration is read."""
+"""Numbers of a configuration that cannot be worked with, refused when the configuration is read."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -11,6 +11,7 @@ def check_numbers(
     least: Mapping[str, float] | None = None,
     above_zero: Collection[str] = (),
     shares: Collection[str] = (),
+    below_one: Collection[str] = (),
     free: Collection[str] = (),
 ) -> None:
     """Raise a ValueError that names the first number among a dataclass's own fields which is out of its range.
@@ -22,6 +23,7 @@ def check_numbers(
         least: smallest value by field.
         above_zero: fields that must not be 0 either.
         shares: fields that lie in [0, 1].
+        below_one: fields that lie in [0, 1).
         free: fields that may have any value.
     """
     for field in dataclasses.fields(rule):
@@ -33,6 +35,8 @@ def check_numbers(
             fits, expected = value > 0, "more than 0"
         elif field.name in shares:
             fits, expected = 0 <= value <= 1, "0 to 1"
+        elif field.name in below_one:
+            fits, expected = 0 <= value < 1, "0 or more, below 1"
         else:
             fits, expected = value >= low, f"{low:g} or more"
         if not fits:

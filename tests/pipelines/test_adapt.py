@@ -363,7 +363,7 @@ def test_settings_that_do_not_exist_are_told() -> None:
         settings_of({"lerning_rate": 1})
     with pytest.raises(ConfigError, match=r"steps = 'many'"):
         settings_of({"steps": "many"})
-    with pytest.raises(ConfigError, match="must be 1 or more"):
+    with pytest.raises(ConfigError, match="steps = 0: expected 1 or more"):
         settings_of({"steps": 0})
     for key, value in {"limit": 0, "max_width": -3, "held_out": -10, "clip": 0, "learning_rate": -1e-5}.items():
         with pytest.raises(ConfigError, match=f"adapt: settings = .* {key} = {value:g}: expected "):

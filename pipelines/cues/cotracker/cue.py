@@ -64,12 +64,12 @@ class TrackedFlowCue(ModelFlow):
     package: ClassVar[TrackerPackage]
 
     def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ValueError(f"stride = {self.stride}: expected 1 or more")
-        if not 0 <= self.least_visibility < 1:
-            raise ValueError(f"least_visibility = {self.least_visibility}: expected 0 or more, below 1")
         check_numbers(
-            self, least={"max_width": 1}, above_zero=("tolerance", "reach", "colour"), free=("threads", "memory_mb")
+            self,
+            least={"stride": 1, "max_width": 1, "memory_mb": 1},
+            above_zero=("tolerance", "reach", "colour"),
+            below_one=("least_visibility",),
+            free=("threads",),
         )
 
     def config_digest(self) -> str:
@@ -167,11 +167,6 @@ class CoTrackerFlowCue(TrackedFlowCue):
     size: tuple[int, int] | None = None
     memory_mb: int = 2048
     package: ClassVar[TrackerPackage] = COTRACKER
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.memory_mb < 1:
-            raise ValueError(f"memory_mb = {self.memory_mb}: expected 1 or more")
 
     def tracker(self) -> "PointTracker":
         """See TrackedFlowCue."""

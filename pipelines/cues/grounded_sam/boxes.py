@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from pipelines.cues.grounded_sam.records import Detections
+from pipelines.cues.ranges import check_numbers
 
 Boxes = Float[np.ndarray, "n 4"]
 
@@ -93,8 +94,7 @@ class TileRule:
     border: float = 4.0
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.columns) < 1 or not 0 <= self.overlap < 1:
-            raise ValueError(f"{self}: rows and columns are 1 or more, overlap is in [0, 1)")
+        check_numbers(self, least={"rows": 1, "columns": 1}, below_one=("overlap",), free=("border",))
 
     def windows(self, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
         """(x0, y0, x1, y1) of every tile of an image of `size`, all of one size; empty for 1 by 1."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.cues.devices import pick_device
+from pipelines.cues.ranges import check_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,7 @@ class Runtime:
     boxes: int = 32
 
     def __post_init__(self) -> None:
-        if min(self.images, self.boxes) < 1:
-            raise ValueError(f"images = {self.images}, boxes = {self.boxes}: expected 1 or more")
+        check_numbers(self, least={"images": 1, "boxes": 1})
 
     @property
     def torch_device(self) -> "torch.device":

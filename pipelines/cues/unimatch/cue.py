@@ -55,9 +55,7 @@ class UniMatchFlowCue(ModelFlow):
     loads_model: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch = {self.batch}: at least one pair at once")
-        check_numbers(self, least={"max_width": 1})
+        check_numbers(self, least={"batch": 1, "max_width": 1})
 
     def config_digest(self) -> str:
         """Of all that changes the flow: where it is computed, how many at once and where the file lies do not."""

@@ -233,5 +233,5 @@ def test_what_cannot_be_used_is_told_before_a_frame_is_read(tiny_weights: str, c
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="sees no GPU"):
             UniMatchFlowCue(weights=tiny_weights, device="cuda").extract(context)
-    with pytest.raises(ValueError, match="at least one pair"):
+    with pytest.raises(ValueError, match="batch = 0: expected 1 or more"):
         UniMatchFlowCue(batch=0)

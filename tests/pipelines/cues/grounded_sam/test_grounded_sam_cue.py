@@ -167,8 +167,8 @@ def test_parameters_that_cannot_be() -> None:
         ),
         ("detector", {"download": True}, "detector.weights is not given: name them beside the rest"),
         ("segmenter", {"kind": "segment_anything"}, "segmenter.weights is not given"),
-        ("runtime", {"images": 0}, "expected 1 or more"),
-        ("tiles", {"overlap": 1.0}, "overlap is in"),
+        ("runtime", {"images": 0}, "images = 0: expected 1 or more"),
+        ("tiles", {"overlap": 1.0}, "overlap = 1: expected 0 or more, below 1"),
         ("link_flow", "dis", "'flow_next', 'dis_chain' or 'none'"),
         ("promts", {}, "did you mean 'prompts'"),
     ]:
