@@ -65,7 +65,7 @@ class NuScenesLog:
         without_tags: Sequence[str] = (),
     ) -> None:
         self.root = Path(root)
-        self.version = _present_version(self.root, version) if version else _only_version(self.root)
+        self.version = _table_folder(self.root, version)
         self.tables = self.root / self.version
         self.notes: list[str] = []
         self._sweeps = sweeps
@@ -179,23 +179,21 @@ class NuScenesLog:
         return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _present_version(root: Path, version: str) -> str:
-    """`version`, unless it has no table folder here and others do."""
+def _table_folder(root: Path, version: str | None) -> str:
+    """Name of the folder of tables: the version asked for, or the only one that is here."""
     there = sorted(path.parent.name for path in root.glob("v1.0*/scene.json"))
-    if there and not (root / version).exists():
-        raise DataError(
-            f"{root / version}: no such table folder, but there is {', '.join(there)}: set version (--set "
-            f"dataset.version={there[0]}), or unpack the tables of {version}"
-        )
-    return version
-
-
-def _only_version(root: Path) -> str:
-    found = sorted(p.parent.name for p in root.glob("v1.0*/scene.json"))
-    if len(found) != 1:
-        what = f"several table folders ({', '.join(found)}): name one as version" if found else "no v1.0-*/scene.json"
+    if version:
+        # Where there is none at all, the table that is read first is told to be missing.
+        if there and not (root / version).exists():
+            raise DataError(
+                f"{root / version}: no such table folder, but there is {', '.join(there)}: set version (--set "
+                f"dataset.version={there[0]}), or unpack the tables of {version}"
+            )
+        return version
+    if len(there) != 1:
+        what = f"several table folders ({', '.join(there)}): name one as version" if there else "no v1.0-*/scene.json"
         raise DataError(f"{root}: {what}; a nuScenes root holds v1.0-mini, v1.0-trainval or v1.0-test beside samples/")
-    return found[0]
+    return there[0]
 
 
 def _tagged(description: str, tags: Sequence[str], without: Sequence[str]) -> bool:
