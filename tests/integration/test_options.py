@@ -1,14 +1,11 @@
 """Options that cannot be meant are refused at once, by name, with nothing made or read."""
 
-import ssl
-import urllib.error
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from occflow import app
-from pipelines.prefect_home import PrefectError, private_prefect
 
 
 @pytest.mark.parametrize(
@@ -51,22 +48,3 @@ def test_the_next_command_is_one_that_a_shell_takes(
     done = CliRunner().invoke(app, ["store", "prune", str(store), "--dry-run", *options])
     assert done.exit_code == 0, done.output
     assert f"next: occflow store prune '{store}'{told}\n" in done.output
-
-
-def test_a_prefect_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    told = r"PREFECT_API_URL=http://127\.0\.0\.1:9/api: no Prefect server.*unset"
-    with pytest.raises(PrefectError, match=told), private_prefect():
-        pass
-
-
-def test_a_prefect_server_with_a_certificate_of_its_own_is_left_to_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect has settings that make it trust one; something answers there in any case."""
-
-    def distrust(url: str, timeout: float) -> None:
-        raise urllib.error.URLError(ssl.SSLCertVerificationError(1, "self-signed certificate"))
-
-    monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example/api")
-    monkeypatch.setattr("urllib.request.urlopen", distrust)
-    with private_prefect():
-        pass

@@ -1,8 +1,6 @@
 """What no run could use is refused when it is deployed, before anything is asked of a Prefect server."""
 
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +9,6 @@ from pipelines.config import ConfigError, CuesConfig
 from pipelines.datasets.records import DataError
 from pipelines.deployments import deploy
 from pipelines.extract import extract_log
-from pipelines.prefect_home import PrefectError, private_prefect
 from storage.errors import StoreError
 
 ConfigMaker = Callable[..., CuesConfig]
@@ -49,29 +46,3 @@ def test_a_store_that_was_made_otherwise(cues_config: ConfigMaker) -> None:
     extract_log(cues_config(cues={"images": {}}, truth=False), scenes=["00"])
     with pytest.raises(StoreError, match="block_keyframes: 3 there, 5 asked for"):
         deploy(cues_config(cues={"images": {}}, truth=False, block_keyframes=5), "nightly", "occflow")
-
-
-@pytest.fixture
-def interface() -> Iterator[str]:
-    """The address of a server that has its API elsewhere, as Prefect's has without /api."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(404)
-
-        do_POST = do_GET
-
-        def log_message(self, *given: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_an_address_without_its_api(interface: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", interface)
-    told = f"answers 404: the address of its API ends in /api: export PREFECT_API_URL={interface}/api"
-    with pytest.raises(PrefectError, match=told), private_prefect():
-        pass
