@@ -11,7 +11,8 @@ from storage.errors import StoreError
 
 TIMEOUT_S = 120.0
 """For one request, body included. `OCCFLOW_S3_TIMEOUT_S` in the environment overrides it."""
-LONGEST_S = 24 * 3600.0
+_LONGEST_S = 24 * 3600.0
+"""Of that variable: a day. What is much longer, infinity for one, does not fit the client's durations."""
 
 
 def open_bucket(bucket: str, options: dict[str, Any], retries: int) -> Any:
@@ -38,9 +39,10 @@ def _timeout_s() -> float:
         seconds = float(given)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= LONGEST_S:
+    if not 0 < seconds <= _LONGEST_S:
         raise StoreError(
-            f"OCCFLOW_S3_TIMEOUT_S={given}: expected seconds above 0, such as {TIMEOUT_S:.0f}; or unset it"
+            f"OCCFLOW_S3_TIMEOUT_S={given}: expected seconds above 0, at most {_LONGEST_S:.0f}, such as "
+            f"{TIMEOUT_S:.0f}; or unset it"
         )
     return seconds
 

@@ -71,6 +71,7 @@ def test_an_answer_that_takes_too_long_is_tried_again(
         ("AWS_ENDPOINT_URL_S3", "http://host:port", "AWS_ENDPOINT_URL_S3=http://host:port: no address"),
         ("OCCFLOW_S3_TIMEOUT_S", "60s", "OCCFLOW_S3_TIMEOUT_S=60s: expected seconds above 0"),
         ("OCCFLOW_S3_TIMEOUT_S", "0", "OCCFLOW_S3_TIMEOUT_S=0: expected seconds above 0"),
+        ("OCCFLOW_S3_TIMEOUT_S", "inf", "OCCFLOW_S3_TIMEOUT_S=inf: expected seconds above 0, at most 86400"),
     ],
 )
 def test_a_variable_that_is_no_address_or_time_is_named(
