@@ -22,7 +22,7 @@ module."""
 
 _CRON_FIELDS = 5
 _NOT_IN_NAMES = "/%&<>"
-"""Characters that Prefect takes in no name."""
+"""Characters that Prefect refuses in a name."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def deploy(
         )
     for option, called in (("--name", name), ("--pool", pool)):
         if not called or any(character in called for character in _NOT_IN_NAMES):
-            raise ConfigError(f"{option} {called!r}: Prefect takes no name with one of {' '.join(_NOT_IN_NAMES)} in it")
+            raise ConfigError(
+                f"{option} {called!r}: expected a name without {' '.join(_NOT_IN_NAMES)}, which Prefect refuses"
+            )
     config = absolute(config)
     log_seen = _looked_at(config, scenes, cues)
     with quiet_prefect():

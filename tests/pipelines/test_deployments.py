@@ -25,9 +25,9 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"cron": "0 0 3 * * *"}, "6 fields; expected minute, hour"),
         ({"cron": "0 3 * * *", "timezone": "Europe"}, r"timezone Europe\).*such as Europe/Berlin"),
-        ({"name": "cues/nightly"}, "--name 'cues/nightly': Prefect takes no name"),
-        ({"pool": "a%b"}, "--pool 'a%b': Prefect takes no name"),
-        ({"pool": ""}, "--pool ''"),
+        ({"name": "cues/nightly"}, "--name 'cues/nightly': expected a name without / %"),
+        ({"pool": "a%b"}, "--pool 'a%b': expected a name without / %"),
+        ({"pool": ""}, "--pool '': expected a name"),
     ],
 )
 def test_schedules_and_names_that_are_none(cues_config: ConfigMaker, options: dict[str, Any], told: str) -> None:
