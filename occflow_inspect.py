@@ -185,8 +185,9 @@ def _sheets(store: str, settings: Any, folder: Path, scene: str | None, frame: i
     keyframe = inspector.keyframe(scene, frame)
     views = [view for view in keyframe.cameras() if camera in (None, cameras[view.c])]
     if not views:
-        there = ", ".join(cameras[view.c] for view in keyframe.cameras()) or "no camera"
-        raise CommandError(f"--frame {frame}: of this keyframe of scene {scene} {there} has an image")
+        asked = f"--frame {frame}" if camera is None else f"--camera {camera}"
+        there = ", ".join(cameras[view.c] for view in keyframe.cameras()) or "none"
+        raise CommandError(f"{asked}: no image at keyframe {frame} of scene {scene}; cameras that have one: {there}")
     values = inspector.all_values(keyframe)
     for view in views:
         name = f"{scene}-{frame:05d}-{cameras[view.c]}.png"
