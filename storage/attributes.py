@@ -1,8 +1,8 @@
-"""The root attributes of a store, as they are read."""
+"""The root attributes of a store: read, and compared with those asked for."""
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from storage.backend import backend
 from storage.commit import schema_error
@@ -48,6 +48,17 @@ def parse_attributes(raw: bytes, path: Location) -> StoreAttributes:
         raise StoreDamage(f"{path}: the store's attributes were changed after they were written. {_REPAIR}")
     tuples = {f.name: tuple(content[f.name]) for f in fields(StoreAttributes) if isinstance(content.get(f.name), list)}
     return StoreAttributes(**{**content, **tuples})
+
+
+def require_equal(root: Location, there: StoreAttributes, asked: StoreAttributes) -> None:
+    """Raise StoreError, naming what differs, unless a store has the attributes that it is asked to have."""
+    theirs, ours = (json.loads(encode_json(asdict(attributes))) for attributes in (there, asked))
+    differing = [f"{key}: {theirs[key]!r} there, {ours[key]!r} asked for" for key in ours if theirs[key] != ours[key]]
+    if differing:
+        raise StoreError(
+            f"{root}: a store with other attributes is here ({'; '.join(differing)}). Give another path, or configure "
+            "the run as that store was made."
+        )
 
 
 def intact_root(root: Location, key: str) -> bytes | None:

@@ -1,15 +1,14 @@
 """The writer's side of a cue store: create, open a scene, commit blocks, clean up after killed writers."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from storage import files
-from storage.attributes import read_attributes
+from storage.attributes import read_attributes, require_equal
 from storage.backend import ObjectBackend, backend
 from storage.chunks import ChunkReader
 from storage.claims import StartOver, check_conditions, collect_bucket_scene, discard_from_bucket, scene_generations
@@ -25,7 +24,6 @@ from storage.layout import (
     blocks,
     cue_layout,
     cue_specs,
-    encode_json,
     generation_path,
     root_metadata,
 )
@@ -96,15 +94,7 @@ class CueStore:
     @classmethod
     def _existing(cls, root: Location, attributes: StoreAttributes) -> "CueStore":
         found = cls.open(root)
-        theirs, ours = (json.loads(encode_json(asdict(a))) for a in (found.attributes, attributes))
-        differing = [
-            f"{key}: {theirs[key]!r} there, {ours[key]!r} asked for" for key in ours if theirs[key] != ours[key]
-        ]
-        if differing:
-            raise StoreError(
-                f"{root}: a store with other attributes is here ({'; '.join(differing)}). Give another path, or "
-                "configure the run as that store was made."
-            )
+        require_equal(root, found.attributes, attributes)
         return found
 
     @classmethod
