@@ -1,10 +1,10 @@
 """One unit of work in, one committed unit out: plain functions with no orchestrator; flows.py runs them as tasks."""
 
-import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Event
@@ -15,18 +15,16 @@ from pipelines.config import CuesConfig
 from pipelines.cues.scene_links import link_scene
 from pipelines.datasets.records import DataError
 from pipelines.models import in_turn
-from pipelines.plan import Plan, Work, fingerprint, made_from, plan, upstream_marks
+from pipelines.plan import Plan, fingerprint, made_from, plan, upstream_marks
 from pipelines.scene_table import scene_table
 from pipelines.schedule import ExtractReport, Progress, run_units
-from pipelines.transient import is_transient
+from pipelines.transient import retried
 from pipelines.workbench import workbench
 from storage.commit import CommitRecord, Provenance
 from storage.errors import CueMissing, StoreError
 from storage.journal import RunJournal, read_runs
 from storage.layout import INIT, UnitId
 from storage.store import CueStore
-
-log = logging.getLogger(__name__)
 
 
 def init_scene(config: CuesConfig, scene: str, truth: bool = False) -> CommitRecord:
@@ -120,27 +118,15 @@ def extract_units(config: CuesConfig, batch: Batch, run: str) -> list[Outcome]:
         started = time.perf_counter()
         record, error = None, None
         try:
-            record = _once_readable(config, item)
+            # Not with whole batches alone: a DataError is its unit's outcome and gets no further.
+            attempt = partial(extract_unit, config, item.unit, item.truth)
+            record = retried(attempt, item.name, config.runner, DataError)
         except DataError as fault:
             error = fault
         outcomes.append(Outcome(time.perf_counter() - started, record, error))
         if error is not None and config.on_error == "fail":
             break
     return outcomes
-
-
-def _once_readable(config: CuesConfig, item: Work) -> CommitRecord:
-    """`extract_unit`, again where a raw file met an I/O error that may pass, as often as the configuration says: the
-    error of a file ends its unit only, and so never gets to those who try whole batches again."""
-    for left in range(config.runner.retries, 0, -1):
-        try:
-            return extract_unit(config, item.unit, item.truth)
-        except DataError as error:
-            if not is_transient(error):
-                raise
-            log.warning("%s: %s; %d more attempts", item.name, error, left)
-            time.sleep(config.runner.retry_wait_s)
-    return extract_unit(config, item.unit, item.truth)
 
 
 def extract_scene(config: CuesConfig, scene: str, cues: Sequence[str] | None = None) -> list[CommitRecord]:
@@ -171,11 +157,16 @@ def extract_log(
     work = plan(config, scenes, cues)
     report = begin_report(config, work)
     run = new_run()
+
+    def make(batch: Batch) -> list[Outcome]:
+        # What the earlier attempts made is current by then.
+        return retried(partial(extract_units, config, batch, run), batch[0].name, config.runner)
+
     with ThreadPoolExecutor(config.runner.workers, thread_name_prefix="cues") as pool:
         try:
             run_units(
                 work,
-                lambda batch: pool.submit(_with_retries, config, batch, run),
+                lambda batch: pool.submit(make, batch),
                 report,
                 width=lambda gpu: 1 if gpu else config.runner.workers + 1,
                 fail_fast=config.on_error == "fail",
@@ -188,20 +179,6 @@ def extract_log(
     finish_report(config, work, report)
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _with_retries(config: CuesConfig, batch: Batch, run: str) -> list[Outcome]:
-    """`extract_units`, again after I/O errors that may pass, as often as the configuration says; what the earlier
-    attempts made is current by then."""
-    for left in range(config.runner.retries, 0, -1):
-        try:
-            return extract_units(config, batch, run)
-        except Exception as error:
-            if not is_transient(error):
-                raise
-            log.warning("%s: %s; %d more attempts", batch[0].name, error, left)
-            time.sleep(config.runner.retry_wait_s)
-    return extract_units(config, batch, run)
 
 
 def new_run() -> str:
