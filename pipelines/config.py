@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipelines.cues.base import ImageSizes
 from storage.configured import StoreLocation
 from storage.location import Location
-from storage.profiles import PLAIN, PROFILES
+from storage.profiles import GREATEST_JPEG_QUALITY, LEAST_JPEG_QUALITY, PLAIN, PROFILES
 
 
 class ConfigError(ValueError):
@@ -103,7 +103,7 @@ class CuesConfig(_Model):
     sizes: SizesConfig
     cues: dict[str, dict[str, Any]]
     profile: Literal["fast", "small"] = "fast"
-    jpeg_quality: int = Field(default=PROFILES[PLAIN].jpeg_quality, ge=30, le=95)
+    jpeg_quality: int = Field(default=PROFILES[PLAIN].jpeg_quality, ge=LEAST_JPEG_QUALITY, le=GREATEST_JPEG_QUALITY)
     block_keyframes: int = Field(default=40, ge=1)
     keyframe_interval_s: float = Field(gt=0)
     on_error: Literal["fail", "skip"] = "fail"

@@ -16,6 +16,9 @@ PLAIN = "fast"
 """The profile of stores that name none."""
 FLOW_SLOTS = ("next", "prev", "aux")
 
+LEAST_JPEG_QUALITY, GREATEST_JPEG_QUALITY = 30, 95
+"""Of images and sweeps; an image that is too large is encoded anew down to the least."""
+
 
 @dataclass(frozen=True)
 class Profile:

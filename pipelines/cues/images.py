@@ -12,33 +12,31 @@ from geometry.cameras import ImageTransform
 from pipelines.cues.base import BlockContext, CueBlock, parameters_digest
 from pipelines.cues.resize import resize_image
 from pipelines.datasets.records import CameraImage, DataError
-
-LEAST_QUALITY = 30
-"""Of JPEG: below it an image that is too large is not encoded again."""
+from storage.profiles import GREATEST_JPEG_QUALITY, LEAST_JPEG_QUALITY
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int, limit: int | None = None) -> bytes:
     """RGB to JPEG bytes, at `quality` or, where that would exceed `limit` bytes, at the best lower one that fits.
 
     Raises:
-        DataError: the image does not fit `limit` even at quality 30.
+        DataError: the image does not fit `limit` even at `LEAST_JPEG_QUALITY`.
     """
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    for attempt in range(quality, LEAST_QUALITY - 1, -5):
+    for attempt in range(quality, LEAST_JPEG_QUALITY - 1, -5):
         ok, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, attempt])
         if ok and (limit is None or encoded.size <= limit):
             return encoded.tobytes()
     height, width = image.shape[:2]
     raise DataError(
-        f"a {height}x{width} image does not fit {limit} bytes even at JPEG quality 30: make the store with larger "
-        "max_image_bytes / max_sweep_bytes in the scene's init unit"
+        f"a {height}x{width} image does not fit {limit} bytes even at JPEG quality {LEAST_JPEG_QUALITY}: make the "
+        "store with larger max_image_bytes / max_sweep_bytes in the scene's init unit"
     )
 
 
 def _check_quality(quality: int) -> None:
     """ValueError outside the range that a configuration's own `jpeg_quality` has."""
-    if not LEAST_QUALITY <= quality <= 95:
-        raise ValueError(f"jpeg_quality = {quality}: expected {LEAST_QUALITY} to 95")
+    if not LEAST_JPEG_QUALITY <= quality <= GREATEST_JPEG_QUALITY:
+        raise ValueError(f"jpeg_quality = {quality}: expected {LEAST_JPEG_QUALITY} to {GREATEST_JPEG_QUALITY}")
 
 
 def largest_jpeg(images: Iterable[UInt8[np.ndarray, "height width 3"]], transform: ImageTransform, quality: int) -> int:
