@@ -43,10 +43,9 @@ def inspect(
 ) -> None:
     """Whether a store's labels can be trained on: checks, a page that shows where they fail, marks that exclude."""
     from eval.inspection.report import beside, make_report
-    from eval.inspection.rerun_export import export_recordings, rerun_sdk
+    from eval.inspection.rerun_export import export_recordings
     from eval.inspection.serve import require_port
     from eval.inspection.settings import load_settings
-    from storage.reader import StoreReader
 
     given: dict[str, Any] = {"sample": sample, "every": every or None, "seed": seed, "scenes": names(scenes)}
     settings, folder = load_settings(config, **given), out_dir or beside(store)
@@ -60,16 +59,7 @@ def inspect(
         refuse(whole | {"--sample": sample, "--all": every or None}, "--scene and --frame draw one image and no more")
         _sheets(store, settings, folder, scene, frame, camera)
         return
-    # What cannot be done is told before the inspection, not after.
-    for option, place in (("--out", folder), ("--rrd", rrd), ("--exclude", exclude and exclude.parent)):
-        if place is not None:
-            _require_folder(option, place)
-    if rrd is not None:
-        rerun_sdk()
-    if exclude is not None:
-        _marks(exclude)
-    if against is not None:
-        StoreReader(against)
+    _look_ahead(folder, rrd, exclude, against)
     address = host or HOST, PORT if port is None else port
     if serve:
         require_port(*address)
@@ -88,6 +78,22 @@ def inspect(
         return
     elsewhere = [] if out_dir is None else ["--out", out_dir]
     say(f"next: {command('open', made.page)}, or {command('occflow', 'inspect', store, *elsewhere, '--serve')}")
+
+
+def _look_ahead(folder: Path, rrd: Path | None, exclude: Path | None, against: str | None) -> None:
+    """Tell what cannot be done before the inspection, not after it."""
+    from eval.inspection.rerun_export import rerun_sdk
+    from storage.reader import StoreReader
+
+    for option, place in (("--out", folder), ("--rrd", rrd), ("--exclude", exclude and exclude.parent)):
+        if place is not None:
+            _require_folder(option, place)
+    if rrd is not None:
+        rerun_sdk()
+    if exclude is not None:
+        _marks(exclude)
+    if against is not None:
+        StoreReader(against)
 
 
 def _require_folder(option: str, folder: Path) -> None:
