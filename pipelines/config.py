@@ -26,7 +26,8 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _expand(path: Path) -> Path:
+def expanded(path: str | Path) -> Path:
+    """A path as a configuration writes it, with the $variables that are set and ~ replaced."""
     return Path(os.path.expandvars(path)).expanduser()
 
 
@@ -43,7 +44,7 @@ class DatasetConfig(_Model):
     @field_validator("root")
     @classmethod
     def _root(cls, root: Path) -> Path:
-        return _expand(root)
+        return expanded(root)
 
 
 class SizesConfig(_Model):
@@ -181,7 +182,7 @@ def _absolute_files(value: Any, key: str = "") -> Any:
     """A parameter, or a group of them, with the paths of files that are here made absolute."""
     if isinstance(value, Mapping):
         return {name: _absolute_files(part, key if key in _PATHS else str(name)) for name, part in value.items()}
-    if key in _PATHS and isinstance(value, str) and value and (path := _expand(Path(value))).exists():
+    if key in _PATHS and isinstance(value, str) and value and (path := expanded(value)).exists():
         return str(path.absolute())
     return value
 
@@ -222,7 +223,7 @@ def load_config(source: str | Path, overrides: Mapping[str, Any] | None = None) 
 def _read(source: str | Path) -> str:
     if str(source) in preset_names():
         return (resources.files("pipelines") / "configs" / f"{source}.yaml").read_text()
-    path = _expand(Path(source))
+    path = expanded(source)
     try:
         return path.read_text()
     except (FileNotFoundError, IsADirectoryError):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.config import ConfigError, closest
+from pipelines.config import ConfigError, closest, expanded
 from pipelines.weight_files import (
     CHECKPOINT_SUFFIXES,
     FOLDER_FILES,
@@ -58,7 +58,7 @@ def locate(weights: str, download: bool = False, revision: str | None = None) ->
     if not weights.strip():
         # As a path it would be the folder that the command is run in.
         raise WeightsError("no weights are named: give a path, or a name of `occflow weights list`")
-    path = Path(os.path.expandvars(weights)).expanduser()
+    path = expanded(weights)
     if path.exists():
         return path
     row = next((row for row in SOURCES if row.name == weights), None)
