@@ -56,8 +56,10 @@ def repair(path: str | Path | ObjectPath, findings: Iterable[Finding]) -> list[U
 
 
 def _put_right(store: CueStore, unit: UnitId) -> bool:
-    """Restore a unit's metadata; False where more of it is lost, and it was taken back. A unit that was made anew since
-    it was found damaged, or that is gone, is left alone."""
+    """Restore a unit's metadata where that is all it lacks; otherwise take the unit back and return False.
+
+    A unit that is gone by now, or that was made anew since it was found damaged, is left alone: True.
+    """
     looked_at = read_sound_record(store.path, unit)
     found = verify_unit(store.path, unit)
     lost = any(finding.kind in TAKEN_BACK for finding in found)
