@@ -106,8 +106,11 @@ def deploy(
 
 
 def _looked_at(config: CuesConfig, scenes: Sequence[str] | None, cues: Sequence[str] | None) -> bool:
-    """Whether the log is here; raises what a run would for a log that is none, for names that it does not have, and for
-    a store on this machine that was made otherwise."""
+    """Whether this machine sees the log.
+
+    Raises what a run would: for names of cues in any case; where the log is here, for one that cannot be read, for
+    scenes and splits that it does not have, and for a store on this machine that was made with other settings.
+    """
     bench = Workbench(config)
     wanted_cues(bench, cues)
     if not config.dataset.root.exists():

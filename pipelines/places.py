@@ -35,7 +35,7 @@ OTHER_WORKERS_S = 15.0
 """How long, after the first, workers may take to offer all that the cues ask for."""
 
 _INSTALLED = f"__import__('importlib.util').util.find_spec({__name__.partition('.')[0]!r}) is not None"
-"""Whether a worker has this package, in words of Python alone: a function from here would end one that has not."""
+"""An expression, whether a worker has this package. As text: a function from here would end a worker that has not."""
 _NAMED = 5
 """Workers that a message names."""
 
@@ -162,8 +162,14 @@ def slots(workers: Mapping[str, Any], gpu: bool, by_resource: bool) -> int:
 
 
 def check_installed(found: Mapping[str, Any], address: str) -> None:
-    """Raise a ConfigError if a worker (by its address, of those at a scheduler's `address`) said False: it would end
-    over the first unit that it is sent, and so would all of its kind, until the units wait for nobody."""
+    """Raise a ConfigError that names the workers of a scheduler which have not got this package.
+
+    A unit that is sent there ends the worker and goes to the next one, until no worker is left.
+
+    Args:
+        found: by a worker's address what `_INSTALLED` is there; an exception of one that has gone meanwhile.
+        address: of the scheduler.
+    """
     without = sorted(worker for worker, installed in found.items() if installed is False)
     if without:
         raise ConfigError(
