@@ -142,18 +142,7 @@ def inspect_store(
     inspector, tally = Inspector.open(store, settings), Tally(settings)
     frames = sample_keyframes(inspector.lengths, settings)
     origins, unreadable = Origins(), Unreadable()
-    sampled = {scene for scene, _ in frames}
-    for scene in inspector.lengths:
-        inspector.forget(scene)
-        try:
-            table = inspector.reader.scene(scene).table
-        except StoreError as error:
-            if scene not in sampled:  # of the others each keyframe says so
-                unreadable.add(f"{scene}: {error}")
-                tally.note("coverage", 0.0, scene, 0, RIG)
-            continue
-        for measured in measure_table(scene, table, inspector.usual_offset_ms):
-            tally.add(measured)
+    _measure_tables(inspector, tally, unreadable, {scene for scene, _ in frames})
     persistence = [Persistence() for _ in inspector.reader.attributes.cameras]
     for number, (scene, t) in enumerate(frames):
         inspector.forget(scene)
@@ -180,3 +169,17 @@ def inspect_store(
     found["seconds"] = round(time.perf_counter() - started, 1)
     found["cues"], found["truth"] = list(inspector.cues), inspector.truth is not None
     return Inspection(inspector, tally, frames, found)
+
+
+def _measure_tables(inspector: Inspector, tally: Tally, unreadable: Unreadable, sampled: set[str]) -> None:
+    for scene in inspector.lengths:
+        inspector.forget(scene)
+        try:
+            table = inspector.reader.scene(scene).table
+        except StoreError as error:
+            if scene not in sampled:  # of the others each keyframe says so
+                unreadable.add(f"{scene}: {error}")
+                tally.note("coverage", 0.0, scene, 0, RIG)
+            continue
+        for measured in measure_table(scene, table, inspector.usual_offset_ms):
+            tally.add(measured)
