@@ -8,12 +8,11 @@ from jaxtyping import Float
 from eval.depth import MAX_DEPTH
 from eval.predict import Prediction
 from geometry.cameras import camera_directions
-from geometry.grid import VoxelGrid
+from geometry.grid import KITTI_GROUND_Z, VoxelGrid
 from geometry.transforms import rotate_vectors
 
-GROUND_HEIGHT = {"nuscenes": 0.0, "kitti": -1.73}
-"""Height of the road in metres in the ego frame: nuScenes' ego frame has its origin on the ground below the rear axle;
-KITTI's is the LiDAR, mounted 1.73 m above the road."""
+GROUND_HEIGHT = {"nuscenes": 0.0, "kitti": KITTI_GROUND_Z}
+"""Height of the road in metres in the ego frame: nuScenes' has its origin on the ground below the rear axle."""
 
 
 def ground_height(dataset: str) -> float:

@@ -110,3 +110,6 @@ NUSCENES_GRID = VoxelGrid((-40.0, -40.0, -1.0), (40.0, 40.0, 5.4), (200, 200, 16
 KITTI_GRID = VoxelGrid((0.0, -25.6, -2.2), (51.2, 25.6, 4.2), (256, 256, 32))
 """SemanticKITTI extent in the velodyne frame: 0.2 m voxels. z starts at -2.2 m: the released voxel files fit the
 scans there (IoU 0.92-0.99), not at the often-quoted -2.0 m."""
+
+KITTI_GROUND_Z = -1.73
+"""Height of KITTI's road in its ego frame, metres: that frame is the LiDAR's, on the roof."""

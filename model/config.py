@@ -4,13 +4,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from geometry.grid import KITTI_GRID, NUSCENES_GRID, VoxelGrid
+from geometry.grid import KITTI_GRID, KITTI_GROUND_Z, NUSCENES_GRID, VoxelGrid
 
 FusionKind = Literal["none", "concat", "bev_pool_forward", "bev_pool_bfam", "full"]
 AlphaForm = Literal["consecutive", "gradient"]
-
-KITTI_GROUND_Z = -1.73
-"""Height of KITTI's road in its ego frame, metres: that of the LiDAR on the roof."""
 
 
 class _Section(BaseModel):

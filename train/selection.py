@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 
+from geometry.grid import KITTI_GROUND_Z
 from storage.dynamics import current_motion, dynamics_path, read_dynamics
 from storage.errors import CueMissing, StoreError
 from storage.exclusions import Excluded, excluded_by
@@ -179,7 +180,7 @@ def _require_ground_below(config: TrainConfig, stage: int, reader: StoreReader, 
                 raise ConfigError(
                     f"model.depth_lift.ground_z = {ground:g}: camera {camera} of scene {name!r} is at z = {height:g} m "
                     "of the ego frame, and the ground has to lie below it for things to stand on it; "
-                    "set the ground's height (about -1.73 where the ego frame is the LiDAR's on the roof)"
+                    f"set the ground's height (about {KITTI_GROUND_Z:g} where the ego frame is the LiDAR's on the roof)"
                 )
 
 

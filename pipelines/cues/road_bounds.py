@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from geometry.cameras import camera_directions, pixel_centres
+from geometry.grid import KITTI_GROUND_Z
 from geometry.transforms import rotate_vectors
 from pipelines.config import ConfigError
 from pipelines.cues.base import ImageSizes
@@ -15,9 +16,8 @@ from pipelines.cues.ranges import check_numbers
 from pipelines.cues.static_flow import second_from_first
 from pipelines.datasets.records import CameraImage
 
-GROUND_Z = {"nuscenes": 0.0, "semantic_kitti": -1.73, "kitti_mot": -1.73}
-"""Height of the road in the ego frame by data set (m): nuScenes' origin is on the ground, KITTI's is the LiDAR on the
-roof."""
+GROUND_Z = {"nuscenes": 0.0, "semantic_kitti": KITTI_GROUND_Z, "kitti_mot": KITTI_GROUND_Z}
+"""Height of the road in the ego frame by data set (m): nuScenes' origin is on the ground."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def road_bounds(image: CameraImage, witness: Witness, sizes: ImageSizes, rule: R
         raise ConfigError(
             f"camera {image.channel} is at z = {image.ego_from_cam[2, 3]:g} m of the ego frame and the road at "
             f"{rule.ground_z:g} m: expected the road below the camera; set masks.road.ground_z to the road's height "
-            f"(about {GROUND_Z['kitti_mot']:g} where the ego frame is the LiDAR's on the roof)"
+            f"(about {KITTI_GROUND_Z:g} where the ego frame is the LiDAR's on the roof)"
         )
     road = np.maximum(-rays[..., 2] / above, 0.0)
     lower = np.maximum(-rays[..., 2] - rule.tilt, 0.0) / above
