@@ -10,18 +10,23 @@ FusionKind = Literal["none", "concat", "bev_pool_forward", "bev_pool_bfam", "ful
 AlphaForm = Literal["consecutive", "gradient"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 GROUP = 8
 """Channels that GroupNorm takes together in residual blocks of images (`residual.py`)."""
 
 
+def norm_groups(channels: int) -> int:
+    """How many groups of about GROUP channels GroupNorm cuts a width into; it has to divide the width."""
+    return max(1, channels // GROUP)
+
+
 def _check_groups(name: str, channels: int) -> None:
-    """Raise a ValueError for a width that cannot be cut into groups of about GROUP."""
-    if channels % max(1, channels // GROUP):
-        raise ValueError(f"{name} {channels} cannot be cut into {channels // GROUP} groups; take a multiple of {GROUP}")
+    groups = norm_groups(channels)
+    if channels % groups:
+        raise ValueError(f"{name} {channels} cannot be cut into {groups} groups; take a multiple of {GROUP}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class GridConfig(_Section):
@@ -102,7 +107,7 @@ class DepthLiftConfig(_Section):
     are decoded."""
 
     @model_validator(mode="after")
-    def _apart(self) -> "DepthLiftConfig":
+    def _consistent(self) -> "DepthLiftConfig":
         if self.bins == 1 or self.nearest_m >= self.farthest_m:
             raise ValueError(
                 f"depth_lift needs 0 or at least 2 bins from nearest_m to a larger farthest_m, got {self.bins} from "
@@ -148,7 +153,7 @@ class RefineConfig(_Section):
     strides: tuple[PositiveInt, ...] = (1, 2, 2)
 
     @model_validator(mode="after")
-    def _same_length(self) -> "RefineConfig":
+    def _consistent(self) -> "RefineConfig":
         if not len(self.multipliers) == len(self.blocks) == len(self.strides) >= 1:
             raise ValueError(
                 "refine.multipliers, refine.blocks and refine.strides must be as long as each other, got "

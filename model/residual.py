@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.config import GROUP, BackboneConfig
+from model.config import BackboneConfig, norm_groups
 
 
 class ResidualBlock2d(nn.Module):
@@ -56,5 +56,5 @@ class ResidualBackbone(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of GROUP channels."""
-    return nn.GroupNorm(max(1, channels // GROUP), channels)
+    """GroupNorm that takes about eight channels together (`model.config.norm_groups`)."""
+    return nn.GroupNorm(norm_groups(channels), channels)
