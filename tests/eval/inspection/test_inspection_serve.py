@@ -8,6 +8,8 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -29,13 +31,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("marks")
 
 
-@pytest.fixture(scope="module")
-def ask(clean_store: Path, folder: Path) -> Iterator[Ask]:
-    """A function from path (and headers, body, method) to status and body."""
-    server = make_server(inspect_store(clean_store, InspectionSettings(sample=2)), Drawn([]), folder)
-    port = server.server_address[1]
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[int]:
+    """The port of a server that answers until the block ends."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def port(clean_store: Path, folder: Path) -> Iterator[int]:
+    with running(make_server(inspect_store(clean_store, InspectionSettings(sample=2)), Drawn([]), folder)) as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def ask(port: int) -> Ask:
+    """A function from path (and headers, body) to status and body."""
 
     def call(path: str, headers: dict[str, str] | None = None, body: str | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -52,11 +69,7 @@ def ask(clean_store: Path, folder: Path) -> Iterator[Ask]:
         connection.close()
         return found
 
-    call.port = port  # type: ignore[attr-defined]
-    yield call
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    return call
 
 
 WHERE = "scene=street-0&t=1&camera=CAM_FRONT"
@@ -128,17 +141,13 @@ def test_browsers_leave_port_80_out_of_the_host(
         port = free.getsockname()[1]
     monkeypatch.setattr(serve, "HTTP_PORT", port)
     server = make_server(inspect_store(clean_store, InspectionSettings(sample=1)), Drawn([]), tmp_path, host, port)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
     found = {}
-    for name in ("127.0.0.1", f"127.0.0.1:{port}", "evil.example", "127.0.0.1.evil.example", ""):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/api/exclusions", headers={"Host": name})
-        found[name] = connection.getresponse().status
-        connection.close()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(server):
+        for name in ("127.0.0.1", f"127.0.0.1:{port}", "evil.example", "127.0.0.1.evil.example", ""):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", "/api/exclusions", headers={"Host": name})
+            found[name] = connection.getresponse().status
+            connection.close()
     assert list(found.values()) == [200, 200, 403, 403, 403], found
 
 
@@ -211,8 +220,7 @@ def test_marks_that_cannot_be_written_are_answered_with_the_reason(
 
 
 @pytest.mark.parametrize(("kind", "length"), [("text/plain", 0), ("application/json", 2**40)])
-def test_a_body_that_is_refused_is_no_next_request(ask: Ask, kind: str, length: int) -> None:
-    port = ask.port  # type: ignore[attr-defined]
+def test_a_body_that_is_refused_is_no_next_request(port: int, kind: str, length: int) -> None:
     body = f"GET /api/exclusions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"
     head = f"POST /api/exclusions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
