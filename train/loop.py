@@ -28,11 +28,12 @@ from train.determinism import deterministic
 from train.feed import StageFeed, stage_steps
 from train.interrupt import StopRequest, stop_on_sigterm
 from train.keeper import Keeper
-from train.module import StageModule, stage_settings
+from train.module import StageModule
 from train.pictures import Painter
 from train.progress import Reporter
 from train.selection import frames_again, require_frames, training_frames, with_repeats
 from train.speed import compile_blocks, products
+from train.stage import stage_settings
 from train.start import Taken, begin_from
 from train.validate import Validator, validation_batches
 
@@ -137,9 +138,7 @@ def run_stage(
             trainer.precision_plugin.load_state_dict(state.precision)
         total = stage_steps(stage_settings(config, stage), len(frames), config.run.batch * trainer.world_size, state)
         module = StageModule(config, stage, network.train(), total)
-        module.step, module.seconds_before, module.seconds_agreed = state.step, state.seconds, state.seconds
-        uncounted = max(0, state.step - module.first_whole_step)
-        module.whole_steps = uncounted if state.whole_steps is None else state.whole_steps
+        module.go_on(state)
         module.optimiser_state = state.optimiser or None
         feed.serve(trainer, module)
         if module.progress < 1:

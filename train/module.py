@@ -1,7 +1,6 @@
 """One stage of training as a Lightning module; `training_step` is the method in a paragraph."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +24,7 @@ from train.losses.total import LossTerms, read_back
 from train.motion_terms import add_motion, add_pixel_motion
 from train.rays import beside, draw_ray_grid
 from train.schedule import build_optimiser, rate_factor, set_rates, temperature_bound
-from train.settings import StageConfig
+from train.stage import Stage
 from train.supervise import (
     compare_with,
     eikonal_everywhere,
@@ -40,34 +39,20 @@ from train.supervise_lidar import supervise_pixel_depth, supervise_ranges
 from train.watch import Watch
 
 
-def stage_settings(config: TrainConfig, stage: int) -> StageConfig:
-    """The stage's settings; a second stage that follows no first one has no part that is trained already."""
-    if stage == 1:
-        return config.stage1
-    if config.ablation.two_stage:
-        return config.stage2
-    return config.stage2.model_copy(update={"image_rate": 1.0, "geometry_rate": 1.0})
-
-
-class StageModule(pl.LightningModule):
+class StageModule(pl.LightningModule, Stage):
     """Trains a network through one stage.
 
-    `step` counts the stage's optimiser steps over all its interruptions, `whole_steps` those of them that built a
-    volume. Everything random in a step is seeded from
-    (seed, stage, step, rank): the rays, samples and jitter by a generator of the step's own, the network's dropout by
-    torch's global one. What a sample draws (neighbours, LiDAR returns) is seeded from (seed, stage, draw).
-    `fixed_seed` takes the place of all that, for measurements that are compared with each other.
+    Everything random in a step is seeded from (seed, stage, step, rank): the rays, samples and jitter by a generator of
+    the step's own, the network's dropout by torch's global one. What a sample draws (neighbours, LiDAR returns) is
+    seeded from (seed, stage, draw). `fixed_seed` takes the place of all that, for measurements that are compared with
+    each other.
     `keyframes` says which keyframes a step of this process holds.
     """
 
     def __init__(self, config: TrainConfig, stage: int, network: OccFlow, total_steps: int) -> None:
         super().__init__()
-        self.config, self.stage, self.network, self.total_steps = config, stage, network, total_steps
-        self.settings = stage_settings(config, stage)
-        self.step = self.whole_steps = 0
-        self.seconds_before = 0.0
-        self.seconds_agreed = 0.0
-        self.started = time.monotonic()
+        Stage.__init__(self, config, stage, total_steps)
+        self.network = network
         self.skipped = 0
         self.watch = Watch(config.optimiser.max_skipped)
         self.keyframes: Callable[[int], list[tuple[str, int]]] = lambda step: []
@@ -136,7 +121,7 @@ class StageModule(pl.LightningModule):
         loss, far = self.config.loss, self.config.rays.far_sample
         rays = supervise_ranges(
             fields, self.network.renderer, batch, loss,
-            step=self._anneal_step, far_sample=far, generator=generator,
+            step=self.anneal_step, far_sample=far, generator=generator,
         )  # fmt: skip
         terms.add("lidar", rays.ranges, loss.lidar, returns=rays.returns)
         terms.add("lidar_spread", rays.spread, loss.lidar * loss.lidar_spread)
@@ -216,49 +201,8 @@ class StageModule(pl.LightningModule):
         self._numbers, self._unread = numbers, {}
 
     @property
-    def seconds(self) -> float:
-        """Time spent in this stage, over all its interruptions."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    @property
-    def progress(self) -> float:
-        """Part of the stage that is over, 0..1, by the limit that is nearest; the same in all processes.
-
-        Time counts as of the end of the last step, by the clock that is furthest (`seconds_agreed`).
-        """
-        by_time = self.seconds_agreed / self.settings.max_seconds if self.settings.max_seconds else 0.0
-        return min(1.0, max(self.step / self.total_steps, by_time))
-
-    @property
-    def images_only(self) -> bool:
-        """Whether the stage is in its first part, which trains the image side alone (`image_share`)."""
-        return self._measured and self.progress < self.settings.image_share
-
-    @property
-    def first_whole_step(self) -> int:
-        """The step at which that part is over, where steps alone decide; 0 where there is none, and where time may end
-        it earlier."""
-        if not self._measured or self.settings.max_seconds:
-            return 0
-        # By the very comparison that `images_only` makes: a product is rounded otherwise than a quotient.
-        near = max(0, math.floor(self.settings.image_share * self.total_steps) - 1)
-        return next(step for step in range(near, near + 4) if step / self.total_steps >= self.settings.image_share)
-
-    @property
-    def _measured(self) -> bool:
-        """Whether anything says how far away is what a cell shows."""
-        return self.config.ablation.lidar or self.config.rays.triangulated > 0
-
-    @property
     def _disentangled(self) -> bool:
         return self.stage == 1 or self.config.ablation.dynamic_disentanglement
-
-    @property
-    def _anneal_step(self) -> int:
-        """The renderer's cosine is annealed over the first stage's steps that render; a second stage starts fully
-        annealed."""
-        past = self.config.model.render.anneal_steps if self.stage == 2 and self.config.ablation.two_stage else 0
-        return self.whole_steps + past
 
     def _seed(self, purpose: int) -> int:
         if self.fixed_seed is not None:
@@ -277,7 +221,7 @@ class StageModule(pl.LightningModule):
         jitter = beside(torch.rand(len(batch.K), count, generator=generator), batch.K)
         return cast_camera_rays(
             fields, self.network.renderer, batch, grid,
-            jitter=jitter, step=self._anneal_step, with_flow=self.stage == 2, far_sample=rays.far_sample,
+            jitter=jitter, step=self.anneal_step, with_flow=self.stage == 2, far_sample=rays.far_sample,
         )  # fmt: skip
 
     def _motion(self, cast: CameraCast, batch: Batch) -> Motion:

@@ -18,6 +18,7 @@ from train.frames import CachedScene
 from train.loop import train
 from train.module import StageModule
 from train.selection import image_step_cues, needed_cues
+from train.stage import Stage
 
 Make = Callable[..., TrainConfig]
 LIFT = {"depth_lift": {"bins": 8}}
@@ -97,17 +98,16 @@ def test_where_nothing_is_beside_all_returns_are_its_own(tiny_config: Make) -> N
 @pytest.mark.parametrize("share", [0.0, 0.1, 1 / 3, 0.4444, 0.55, 0.7, 0.8667, 0.99])
 def test_the_first_whole_step_is_the_one(tiny_config: Make, share: float) -> None:
     config = tiny_config(**LEARN, stage1={"image_share": share, "max_steps": 10})
-    network = OccFlow(config.model)
     for total in (1, 2, 3, 7, 10, 90, 100, 1000):
-        module = StageModule(config, 1, network, total_steps=total)
-        first = module.first_whole_step
-        for module.step in {0, max(0, first - 1), first, total - 1}:
-            assert module.images_only == (module.step < first), (share, total, module.step)
+        stage = Stage(config, 1, total_steps=total)
+        first = stage.first_whole_step
+        for stage.step in {0, max(0, first - 1), first, total - 1}:
+            assert stage.images_only == (stage.step < first), (share, total, stage.step)
 
 
 def test_where_time_may_end_that_part_samples_are_whole(tiny_config: Make) -> None:
     config = tiny_config(**LEARN, stage1={"image_share": 0.5, "max_steps": 10, "max_seconds": 60})
-    assert StageModule(config, 1, OccFlow(config.model), total_steps=10).first_whole_step == 0
+    assert Stage(config, 1, total_steps=10).first_whole_step == 0
 
 
 def test_every_step_has_its_kind_and_a_stop_between_changes_nothing(

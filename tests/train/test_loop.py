@@ -26,9 +26,10 @@ from train.data import KeyframeDataset, build_loader
 from train.feed import stage_steps
 from train.loop import run_stage
 from train.loop import train as run
-from train.module import StageModule, stage_settings
+from train.module import StageModule
 from train.schedule import build_optimiser, part_rate, rate_factor
 from train.settings import StageConfig
+from train.stage import stage_settings
 
 Make = Callable[..., TrainConfig]
 

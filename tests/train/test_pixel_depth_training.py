@@ -7,14 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.network import OccFlow
 from model.pixel_depth import DepthBins, PixelDepth
 from train.batch import collate
 from train.config import ConfigError, TrainConfig
 from train.data import KeyframeDataset
 from train.loop import train
 from train.losses.pixel_depth import pixel_depth_loss
-from train.module import StageModule
+from train.stage import Stage
 from train.supervise_lidar import supervise_pixel_depth
 
 Make = Callable[..., TrainConfig]
@@ -103,11 +102,11 @@ def test_a_stage_begins_with_its_images(tiny_config: Make) -> None:
 
 def test_the_first_part_ends_where_it_should(tiny_config: Make) -> None:
     config = tiny_config(model=LIFT, loss={"pixel_depth": 1.0}, stage1={"image_share": 0.5, "max_steps": 10})
-    module = StageModule(config, 1, OccFlow(config.model), total_steps=10)
-    module.step = 4
-    assert module.images_only
-    module.step = 5
-    assert not module.images_only
+    stage = Stage(config, 1, total_steps=10)
+    stage.step = 4
+    assert stage.images_only
+    stage.step = 5
+    assert not stage.images_only
 
 
 @pytest.mark.parametrize(
@@ -125,4 +124,4 @@ def test_what_cannot_be_trained_is_refused(tiny_config: Make, changes: dict, nam
 def test_camera_only_has_no_such_part(tiny_config: Make) -> None:
     changes = {"model": LIFT, "loss": {"pixel_depth": 1.0}, "ablation": {"lidar": False}}
     config = tiny_config(**changes, stage1={"image_share": 0.9, "max_steps": 10})
-    assert not StageModule(config, 1, OccFlow(config.model), total_steps=10).images_only
+    assert not Stage(config, 1, total_steps=10).images_only
