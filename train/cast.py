@@ -109,8 +109,8 @@ class RangeCast:
     range: Float[Tensor, "batch rays"]
     weights: Float[Tensor, "batch rays samples"]
     distances: Float[Tensor, "batch rays samples"]
-    valid: Bool[Tensor, "batch rays"]
-    """Whether they meet the volume."""
+    met: Bool[Tensor, "batch rays"]
+    """Rays that meet the volume, whatever they hold."""
     ranged: Bool[Tensor, "batch rays"]
     """Of these, those that hold enough light for a range: without the far sample not all do."""
     sdf: Float[Tensor, "batch rays inside"]

@@ -50,7 +50,7 @@ def supervise_ranges(
     rays, measured = lidar_rays(batch.return_points, batch.return_origins)
     jitter = beside(torch.rand(measured.shape, generator=generator), measured)
     cast = cast_ranges(fields, renderer, rays, jitter=jitter, step=step, far_sample=far_sample)
-    valid = batch.return_valid & cast.valid & (measured > 0)
+    valid = batch.return_valid & cast.met & (measured > 0)
     compared = valid & cast.ranged
     ranges = scale_invariant_loss(cast.range, measured, compared, loss.lidar_focus)
     spread = ranges.new_zeros(())

@@ -222,6 +222,14 @@ def wall_fields(config: TrainConfig, x: float) -> Fields:
     return Fields(sdf=(x - centres[..., 0])[None], flow=torch.zeros(1, *grid.shape, 2), grid=grid)
 
 
+def half_a_wall_fields(config: TrainConfig, x: float) -> Fields:
+    """That wall to the left alone; to the right nothing, 30 m from any surface."""
+    wall = wall_fields(config, x)
+    sdf = wall.sdf.clone()
+    sdf[:, :, : wall.grid.shape[1] // 2] = 30.0
+    return Fields(sdf, wall.flow, wall.grid)
+
+
 def test_cast_finds_a_wall_and_the_far_sample_holds_the_rest(world: Any, tiny_config: Make) -> None:
     config = tiny_config()
     batch = batch_at(config, 1)
@@ -283,11 +291,7 @@ def test_without_a_far_sample_rays_that_hold_no_light_are_dropped_and_counted(wo
     config = tiny_config()
     batch, renderer = returns_ahead(config, 64)
     batch.return_origins = torch.tensor([0.0, 0.0, 1.8]).expand(1, 64, 3)
-    wall = wall_fields(config, 10.0)
-    half = wall.grid.shape[1] // 2
-    gap = wall.sdf.clone()
-    gap[:, :, :half] = 30.0
-    fields = Fields(gap, wall.flow, wall.grid)
+    fields = half_a_wall_fields(config, 10.0)
     assert batch.return_points is not None
     seen, clear = batch.return_points[..., 1] > 2, batch.return_points[..., 1].abs() > 2
     found = {}
@@ -321,13 +325,10 @@ def test_a_volume_is_as_empty_without_a_far_sample_as_with_one(tiny_config: Make
         config = tiny_config(rays={"far_sample": far})
         batch = batch_at(config, 1)
         batch.camera_valid[:, 1] = False
-        wall = wall_fields(config, 10.0)
-        gap = wall.sdf.clone()
-        gap[:, :, : wall.grid.shape[1] // 2] = 30.0
         module = StageModule(config, 1, OccFlow(config.model), total_steps=10)
         module.whole_steps = 10**6
         with torch.no_grad():
-            cast = module._cast(Fields(gap, wall.flow, wall.grid), batch, torch.Generator().manual_seed(0))
+            cast = module._cast(half_a_wall_fields(config, 10.0), batch, torch.Generator().manual_seed(0))
         module._record_cast(cast, everything_static(cast))
         told.append(module.numbers)
     with_far, without = told
