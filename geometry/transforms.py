@@ -164,6 +164,6 @@ def check_rigid(name: str, dst_from_src: np.ndarray, tolerance: float = 1e-3) ->
     wrong = np.abs(last - (0, 0, 0, 1)).max(axis=1) > 1e-6
     if wrong.any():
         raise ValueError(
-            f"{name}: the last row is {last[wrong.argmax()].tolist()}, expected 0, 0, 0, 1: a translation belongs into "
+            f"{name}: the last row is {last[wrong.argmax()].tolist()}, expected 0, 0, 0, 1: a translation belongs in "
             "the last column (is the matrix transposed?)"
         )

@@ -160,7 +160,7 @@ def load_official_weights(backbone: ConvNeXt, path: str | Path) -> WeightReport:
     if missing or found != configured:
         lack = f"lacks {len(missing)} parameters of the configured backbone, first {missing[0]}" if missing else ""
         other = f"has {found} blocks per stage, configured {configured}; set backbone.depths to the size of the file"
-        kind = "it is of another kind of ConvNeXt (V2?); take a file of the first"
+        kind = "it is of another kind of ConvNeXt (V2?); take a file of version 1"
         raise ValueError(f"{path}: {'; '.join(filter(None, (lack, kind if found == configured else other)))}")
     loaded = {name: value for name, value in entries.items() if name in own}
     backbone.load_state_dict(loaded, strict=False)
