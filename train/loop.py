@@ -1,12 +1,8 @@
 """Both stages from configuration to checkpoints: `train(config)`; interruptible, and exactly resumable."""
 
-import logging
-import os
 import shutil
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from model.checkpoint import CheckpointError, load_weights, save_model
@@ -35,6 +30,7 @@ from train.selection import frames_again, require_frames, training_frames, with_
 from train.speed import compile_blocks, products
 from train.stage import stage_settings
 from train.start import Taken, begin_from
+from train.trainer import on_cpu, quiet, trainer_options
 from train.validate import Validator, validation_batches
 
 LENGTHS = ("epochs", "max_steps", "max_seconds")
@@ -88,7 +84,7 @@ def train(config: TrainConfig, *, resume: bool = False, stop: StopRequest | None
         TrainingDiverged: a loss that is not finite, or too many steps in a row without a finite gradient.
     """
     started = time.monotonic()
-    if config.run.accelerator == "cpu" or not torch.cuda.is_available():
+    if on_cpu(config.run):
         keep_freed_memory()
     network = _new_network(config)
     kept = resume and _load_untrained(config, network)
@@ -132,8 +128,8 @@ def run_stage(
     frames = frames_again(state.frames, found_frames, config, reader)
     feed = StageFeed(config, stage, frames, state)
     keeper, callbacks = _callbacks(config, stage, network, feed, state, found, stop or StopRequest())
-    with _quiet(), deterministic(config.run.deterministic), products(config.run.precision):
-        trainer = pl.Trainer(callbacks=callbacks, **_trainer_options(config))
+    with quiet(), deterministic(config.run.deterministic), products(config.run.precision):
+        trainer = pl.Trainer(callbacks=callbacks, **trainer_options(config))
         if state.precision:
             trainer.precision_plugin.load_state_dict(state.precision)
         total = stage_steps(stage_settings(config, stage), len(frames), config.run.batch * trainer.world_size, state)
@@ -250,52 +246,3 @@ def _keep_untrained(config: TrainConfig, network: OccFlow, begun: Taken | None) 
     (folder / CONFIG_NAME).write_text(dump_config(config))
     if begun is not None:
         begun.tell(Console())
-
-
-def _trainer_options(config: TrainConfig) -> dict[str, Any]:
-    run = config.run
-    on_cpu = run.accelerator == "cpu" or (run.accelerator == "auto" and not torch.cuda.is_available())
-    devices = 1 if on_cpu and run.devices == "auto" else run.devices
-    # Steps of the image side alone leave the rest without a gradient; where nothing calms the flow, steps in which
-    # nothing moves leave its decoder without one.
-    calmed = config.loss.dreg > 0 or config.loss.smooth_flow > 0
-    partial = max(config.stage1.image_share, config.stage2.image_share) > 0 or not calmed
-    nodes, several = 1, devices != 1 and (on_cpu or torch.cuda.device_count() > 1)
-    if torch.distributed.is_torchelastic_launched():
-        # torchrun decides how many processes there are, whatever the configuration says.
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-        several = devices * nodes > 1
-    return {
-        "accelerator": run.accelerator,
-        "devices": devices,
-        "num_nodes": nodes,
-        "precision": "32-true" if run.precision == "tf32" else run.precision,
-        "strategy": ("ddp_find_unused_parameters_true" if partial else "ddp") if several else "auto",
-        "max_epochs": 1,
-        "logger": TensorBoardLogger(save_dir=config.out, name="tensorboard", version=""),
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "log_every_n_steps": 1,
-    }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning without its advertisements: what it says here is either known or of no use to the reader."""
-    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for module in (r"lightning\..*", r"torch\.utils\.tensorboard.*", r"tensorboard\..*"):
-                warnings.filterwarnings("ignore", module=module)
-            warnings.filterwarnings("ignore", message="Grad strides do not match")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

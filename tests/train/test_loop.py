@@ -30,6 +30,7 @@ from train.module import StageModule
 from train.schedule import build_optimiser, part_rate, rate_factor
 from train.settings import StageConfig
 from train.stage import stage_settings
+from train.trainer import trainer_options
 
 Make = Callable[..., TrainConfig]
 
@@ -252,7 +253,7 @@ def test_several_processes_of_a_cpu_know_steps_without_a_volume(
         (tiny_config(**share, run={"accelerator": "auto", "devices": "auto"}), "auto"),
         (tiny_config(**share), "auto"),
     ):
-        assert train.loop._trainer_options(config)["strategy"] == strategy
+        assert trainer_options(config)["strategy"] == strategy
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(

@@ -49,14 +49,14 @@ def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def scaled_by(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = train.loop._trainer_options
+    original = train.loop.trainer_options
 
     def options(config: TrainConfig) -> dict[str, Any]:
         found = original(config)
         del found["precision"]
         return found | {"plugins": [Scaled(scale)]}
 
-    monkeypatch.setattr(train.loop, "_trainer_options", options)
+    monkeypatch.setattr(train.loop, "trainer_options", options)
 
 
 def test_gradients_are_seen_without_the_scale(

@@ -14,9 +14,10 @@ from model.network import OccFlow
 from train.batch import collate
 from train.config import TrainConfig
 from train.data import KeyframeDataset
-from train.loop import _trainer_options, train
+from train.loop import train
 from train.module import StageModule
 from train.speed import Precision, compile_blocks, products
+from train.trainer import trainer_options
 
 # The compiler asks every tensor for its gradient.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
@@ -169,7 +170,7 @@ def test_mixed_precision_teaches_from_the_same_places(tiny_config: Callable[...,
 def test_trainer_knows_every_precision(tiny_config: Callable[..., TrainConfig]) -> None:
     for precision in ("32-true", "tf32", "bf16-mixed", "16-mixed"):
         config = tiny_config(run={"precision": precision})
-        assert _trainer_options(config)["precision"] == ("32-true" if precision == "tf32" else precision)
+        assert trainer_options(config)["precision"] == ("32-true" if precision == "tf32" else precision)
 
 
 def test_a_compiled_run_is_the_same_run(
