@@ -118,14 +118,10 @@ def training_frames(
             camera-only run.
     """
     marked = marked_frames(config, reader)
-    patterns, excluded = config.data.scenes or ("*",), Exclusion(config.data.held_out, marked.frames)
+    excluded = Exclusion(config.data.held_out, marked.frames)
     if config.data.exclude_files and tell:
         _report_marks(config, marked)
-    names = [name for name in reader.scenes() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
-    if not names:
-        found = ", ".join(reader.scenes()[:5]) or "none"
-        raise ConfigError(f"data.scenes = {list(patterns)}: matches no scene of {reader.path}; it has: {found}")
-    names = _with_poses(names, reader, tell)
+    names = _with_poses(_chosen_scenes(config, reader), reader, tell)
     cues = needed_cues(config, stage)
     missing: Counter[str] = Counter()
     frames, considered = [], 0
@@ -188,8 +184,7 @@ def with_repeats(
     config: TrainConfig, stage: int, reader: StoreReader, frames: list[tuple[str, int]], *, tell: bool = True
 ) -> list[tuple[str, int]]:
     """What an epoch holds: each dynamic keyframe `data.dynamic.repeat` times in a row, the others once; `frames` as
-    they are where that is off. Keyframes without a score that holds come once, with a warning unless `tell`
-    is false.
+    they are where that is off. Keyframes without a score that holds come once, with a warning unless `tell` is false.
 
     Raises:
         ConfigError: a camera-only run, whose selection may not come from LiDAR either.
@@ -221,6 +216,16 @@ def with_repeats(
     if tell:
         log.info("%d of %d keyframes are dynamic and come %d times", len(chosen), len(frames), dynamic.repeat)
     return [frame for frame in frames for _ in range(dynamic.repeat if frame in chosen else 1)]
+
+
+def _chosen_scenes(config: TrainConfig, reader: StoreReader) -> list[str]:
+    """The store's scenes that match `data.scenes`."""
+    patterns = config.data.scenes or ("*",)
+    names = [name for name in reader.scenes() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    if not names:
+        found = ", ".join(reader.scenes()[:5]) or "none"
+        raise ConfigError(f"data.scenes = {list(patterns)}: matches no scene of {reader.path}; it has: {found}")
+    return names
 
 
 def _with_poses(names: list[str], reader: StoreReader, tell: bool) -> list[str]:
