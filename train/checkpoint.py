@@ -30,7 +30,7 @@ class TrainingState:
         epoch, position: the next draw: complete passes over `frames`, and keyframes of the present pass already seen,
             by all processes together.
         frames: keyframe indices by scene, in order: what an epoch of this stage consists of.
-        whole_steps: of these, how many built a volume; None in checkpoints that did not count them.
+        whole_steps: of the steps, how many built a volume; None in checkpoints that did not count them.
         best, best_step: lowest loss measured on `data.validate_on`, and when; None before the first measurement.
         best_by: which loss that is, on how many keyframes.
     """
