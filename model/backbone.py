@@ -158,10 +158,11 @@ def load_official_weights(backbone: ConvNeXt, path: str | Path) -> WeightReport:
     found, configured = _depths(entries), _depths(own)
     # Official sizes differ in depth alone (Small, Tiny): a part of a deeper file would fit without a word.
     if missing or found != configured:
-        lack = f"lacks {len(missing)} parameters of the configured backbone, first {missing[0]}" if missing else ""
-        other = f"has {found} blocks per stage, configured {configured}; set backbone.depths to the size of the file"
-        kind = "it is of another kind of ConvNeXt (V2?); take a file of version 1"
-        raise ValueError(f"{path}: {'; '.join(filter(None, (lack, kind if found == configured else other)))}")
+        lacks = f"lacks {len(missing)} parameters of the configured backbone, first {missing[0]}; " if missing else ""
+        why = "it is of another kind of ConvNeXt (V2?); take a file of version 1"
+        if found != configured:
+            why = f"has {found} blocks per stage, configured {configured}; set backbone.depths to the size of the file"
+        raise ValueError(f"{path}: {lacks}{why}")
     loaded = {name: value for name, value in entries.items() if name in own}
     backbone.load_state_dict(loaded, strict=False)
     return WeightReport(
