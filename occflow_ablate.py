@@ -4,14 +4,11 @@ It joins rooms that may not import each other, which is why it stands beside the
 where they are missing: a machine that trains needs neither `pipelines` nor what it depends on.
 """
 
-import fcntl
 import json
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +16,8 @@ import typer
 from rich.console import Console
 
 from occflow_demo import Size, Stopwatch, make_log
-from occflow_shell import CommandError, names, out, say, verb
+from occflow_matrix import Material, MatrixError, Plan, agree, locked, write_json
+from occflow_shell import names, out, say, verb
 
 # As in occflow.py, and for the same reason.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -28,31 +26,6 @@ SIZE = Size(training_scenes=8, held_out_scenes=3)
 """The log that is made where no store is given."""
 SWEEP_KEYFRAMES = 6
 """Keyframes of the training scenes on which a run's occupancy threshold is chosen."""
-
-
-class MatrixError(CommandError):
-    """A matrix that cannot go on as asked. The message says what to ask for instead."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """What every run of a matrix is given: a store, scenes to train on, and scenes to be judged by."""
-
-    store: str
-    training: tuple[str, ...]
-    held_out: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run: preset and overrides that all rows share, the rows (None: all), and how many seeds from which."""
-
-    base: str = "ablation"
-    overrides: tuple[str, ...] = ()
-    rows: tuple[str, ...] | None = None
-    seeds: int = 3
-    first_seed: int = 0
-    budget_minutes: float | None = None
 
 
 def run(
@@ -76,9 +49,9 @@ def run(
         raise MatrixError(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(rows())}")
     folder.mkdir(parents=True, exist_ok=True)
     given = material
-    with _locked(folder / ".lock", wait=True):
+    with locked(folder / ".lock", wait=True):
         material = material or make_material(folder, size, console)
-        digests = _agree(folder, plan, material)
+        digests = agree(folder, plan, material)
     for name, reason in finished_runs(folder, digests, material.held_out)[1].items():
         say_in(console, f"{name}: {reason}; not counted. Take the folder away, and the run is made here")
     trained = distinct(digests)
@@ -89,7 +62,7 @@ def run(
             for row in wanted:
                 place = folder / "runs" / f"{row}-{seed}"
                 place.mkdir(parents=True, exist_ok=True)
-                with _locked(place / ".lock", wait=False) as mine:
+                with locked(place / ".lock", wait=False) as mine:
                     if mine and not stop.made and not (place / "result.json").exists():
                         run_one(place, row, seed, plan, material, stop, console)
     return summarise(folder, digests, material, command_of(folder, plan, given), console)
@@ -112,7 +85,7 @@ def make_material(folder: Path, size: Size, console: Console) -> Material:
             show_report(report, config, console)
             if report.interrupted:
                 raise KeyboardInterrupt
-        _write(kept, {"training": training, "held_out": held_out})
+        write_json(kept, {"training": training, "held_out": held_out})
     scenes = json.loads(kept.read_text())
     return Material(str(store), tuple(scenes["training"]), tuple(scenes["held_out"]))
 
@@ -148,7 +121,7 @@ def run_one(
         result |= evaluate_run(trained.checkpoint, config.run.accelerator, material)
         shown = ", ".join(f"{name} {value:.3f}" for name, value in result["figures"].items() if value is not None)
         say_in(console, f"{row}, seed {seed}: {time.monotonic() - started:.0f} s; {shown}")
-    _write(place / "result.json", result)
+    write_json(place / "result.json", result)
     return result
 
 
@@ -194,7 +167,7 @@ def summarise(
     by_row = {row: results.get(source, {}) for row, source in trained.items()}
     summary = compare(by_row, {row: source for row, source in trained.items() if row != source})
     summary["refused"] = refused
-    _write(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     setting = f"Trained on {', '.join(material.training)}; held out: {', '.join(material.held_out)}."
     (folder / "summary.md").write_text(markdown(summary, command, setting))
     for table in console_tables(summary):
@@ -217,68 +190,6 @@ def command_of(folder: Path, plan: Plan, material: Material | None) -> str:
     for override in plan.overrides:
         words += ["--set", override]
     return shlex.join(words)
-
-
-def _agree(folder: Path, plan: Plan, material: Material) -> dict[str, str]:
-    """Digest of every row's configuration; the same in all invocations on this folder, but for rows that came later."""
-    from train.ablations import digest, row_config, rows
-
-    digests = {
-        row: digest(row_config(row, 0, material.store, folder, material.training, plan.base, plan.overrides))
-        for row in rows()
-    }
-    path, tables = folder / "matrix.json", _tables(material)
-    material_now = {"training": list(material.training), "held_out": list(material.held_out)}
-    if path.exists():
-        before = json.loads(path.read_text())
-        changed = [key for key in material_now if before[key] != material_now[key]]
-        # Rows that came later are no change of those that there were.
-        changed += ["digests"] if not before["digests"].items() <= digests.items() else []
-        began = before.get("tables", {})  # matrices from before it was written have none
-        other = [scene for scene, table in tables.items() if began.get(scene, table) != table]
-        changed += [f"store (other keyframes, poses or sizes in {', '.join(other)})"] if other else []
-        tables = began | tables
-        if changed:
-            raise MatrixError(
-                f"{path}: this matrix was begun with another {' and '.join(changed)}; runs of both in one table would "
-                f"compare what is not alike. It was: base {before['base']}, overrides {before['overrides']}. "
-                "Give these, or another --out"
-            )
-    begun = {"base": plan.base, "overrides": list(plan.overrides), **material_now, "tables": tables}
-    _write(path, {**begun, "digests": digests})
-    return digests
-
-
-def _tables(material: Material) -> dict[str, str]:
-    """Digest of each scene's table in the store, which a copy keeps and another log or image size changes; nothing of
-    what cannot be read, which the first run tells."""
-    from storage.commit import read_sound_record
-    from storage.layout import INIT, UnitId
-    from storage.location import as_location
-
-    root = as_location(material.store)
-    scenes = (*material.training, *material.held_out)
-    found = {scene: read_sound_record(root, UnitId(INIT, scene)) for scene in scenes}
-    return {scene: record.init for scene, record in found.items() if record is not None}
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a lock that ends with this process, however it ends; whether it was free (always, when waiting)."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-def _write(path: Path, value: Any) -> None:
-    """JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False))
-    temporary.replace(path)
 
 
 def say_in(console: Console, line: str) -> None:

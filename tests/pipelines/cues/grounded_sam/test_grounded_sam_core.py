@@ -168,7 +168,7 @@ def test_what_a_tile_cuts_is_left_to_others() -> None:
 
 
 def test_tiles_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="rows and columns are 1 or more"):
+    with pytest.raises(ValueError, match="rows = 0: expected 1 or more"):
         TileRule(rows=0)
 
 
