@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from occflow_shell import CommandError
+from storage.whole_file import whole_file
 
 
 class MatrixError(CommandError):
@@ -99,6 +99,5 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False))
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False))

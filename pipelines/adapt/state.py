@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 import zipfile
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 from pipelines.adapt.pairs import PairsError
 from pipelines.cues.unimatch.network import UniMatch, save_network
 from pipelines.weight_files import FaultyWeights, check_members
+from storage.whole_file import whole_file
 
 STATE, HISTORY, RESULT = "state.pt", "history.json", "adapted.pth"
 
@@ -41,9 +41,8 @@ class RunState:
     def save(self) -> None:
         """Write the files, each replaced in one step; the state last: it is what a run goes on from."""
         save_network(self.network, self.folder / RESULT)
-        temporary = self.folder / f".{HISTORY}.{os.getpid()}"
-        temporary.write_text(json.dumps({"settings": self.settings, "measurements": self.history}, indent=1))
-        temporary.replace(self.folder / HISTORY)
+        with whole_file(self.folder / HISTORY) as temporary:
+            temporary.write_text(json.dumps({"settings": self.settings, "measurements": self.history}, indent=1))
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -52,9 +51,8 @@ class RunState:
             "step": self.step,
             "history": self.history,
         }
-        temporary = self.folder / f".{STATE}.{os.getpid()}"
-        torch.save(state, temporary)
-        temporary.replace(self.folder / STATE)
+        with whole_file(self.folder / STATE) as temporary:
+            torch.save(state, temporary)
 
     def restore(self) -> None:
         """Take up what `save` wrote; nothing where it wrote nothing yet.
