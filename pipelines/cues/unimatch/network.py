@@ -1,6 +1,5 @@
 """The whole network: two images in, flow both ways out. Module names are those of the published checkpoints."""
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pipelines.cues.unimatch.matching import (
 from pipelines.cues.unimatch.refine import UpdateBlock
 from pipelines.cues.unimatch.transformer import FeatureTransformer, window_position
 from pipelines.cues.unimatch.variants import VARIANTS, Variant
+from storage.whole_file import whole_file
 
 MATCH_RADIUS = 4
 """Of local matching and of the regression steps, in pixels of the feature map."""
@@ -159,8 +159,6 @@ def save_network(network: UniMatch, path: Path) -> Path:
     }
     if network.variant not in VARIANTS.values():
         content["variant"] = asdict(network.variant)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        torch.save(content, temporary)
     return path
